@@ -1,0 +1,1 @@
+"""Pure functions: arrays in, tidy results out. No files, no torch."""

@@ -1,0 +1,1 @@
+"""Adversarial attacks on [0, 1] pixels. torch only: no files, no study, no timm."""

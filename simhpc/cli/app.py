@@ -1,0 +1,68 @@
+"""`simhpc`: the commands, and what every one of them does with errors.
+
+Exit codes: 0 all went well; 1 some of the work failed or is incomplete; 2 bad input, nothing was done;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from simhpc import __version__
+from simhpc.cli import aggregate, run, validate
+from simhpc.cli.console import errors
+from simhpc.errors import SimhpcError
+
+app = typer.Typer(
+    help="How alike are your image classifiers? Attack each, show the result to all, compare.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("validate")(validate.validate)
+app.command("run")(run.run)
+app.command("aggregate")(aggregate.aggregate)
+
+_debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"simhpc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show Python tracebacks for bad input too.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of all commands."""
+    global _debug
+    _debug = debug
+
+
+def main() -> None:
+    """Entry point of the `simhpc` program."""
+    try:
+        app()
+    except SimhpcError as error:
+        if _debug:
+            raise
+        errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command again goes on from here")
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,178 @@
+"""`simhpc run STUDY`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from simhpc.cli.console import duration, errors, output, percent
+from simhpc.errors import SimhpcError, nearest
+from simhpc.rundir import Run
+from simhpc.stages import STAGES
+from simhpc.study import load_study
+
+
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run directory.", show_default="runs/<name of the study>"),
+    ] = None,
+    stages: Annotated[str, typer.Option(metavar="A,B,…", help="Only these stages, comma-separated.")] = ",".join(
+        STAGES
+    ),
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tasks at once.", show_default="cores / resources.threads_per_task"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON at the end.")] = False,
+) -> None:
+    """Run a study on this machine: train, attack, evaluate, aggregate.
+
+    The same command again goes on where the last one stopped; models added to the study cost only their own
+    training, attack, row and column. The exit code is 1 when a task failed.
+
+    [bold]Examples[/]
+
+      simhpc run jobs/demo.toml
+
+      simhpc run jobs/demo.toml --out /scratch/demo --workers 4
+
+      simhpc run jobs/demo.toml --stages evaluate,aggregate
+    """
+    from simhpc.cluster.local import run_stages
+    from simhpc.stages.prepare import prepare, version_changes
+
+    wanted = _stages(stages)
+    study = load_study(study_file)
+    root = out if out is not None else Path("runs") / study.name
+    display = _Display(quiet=as_json)
+    display.say(f"checking {study_file}")
+    run = prepare(study, root)
+    for change in version_changes(run):
+        errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
+    count = workers or max(1, (os.cpu_count() or 1) // study.resources.threads_per_task)
+    started_s = time.monotonic()
+    events = run_stages(run, wanted, count)
+    try:
+        with display.live():
+            for event in events:
+                display.show(event)
+    finally:
+        events.close()  # type: ignore[attr-defined]
+    display.end(run, time.monotonic() - started_s, as_json=as_json)
+    if display.failed:
+        raise typer.Exit(1)
+
+
+def _stages(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            raise SimhpcError(f"--stages: no stage {name!r}{nearest(name, STAGES)}; there are {', '.join(STAGES)}")
+    if not names:
+        raise SimhpcError(f"--stages: name at least one of {', '.join(STAGES)}")
+    return [name for name in STAGES if name in names]
+
+
+class _Display:
+    """One line per finished task, and on a terminal a live table of those that run."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        # With --json the standard output is for the summary alone.
+        self._console = errors if quiet else output
+        self._live: Live | None = None
+        self._todo = self._ended = 0
+        self._stage_started_s = 0.0
+        self.failed: list[dict[str, Any]] = []
+        self._executed: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def live(self) -> Any:
+        """A context in which running tasks are shown; does nothing when the output is not a terminal."""
+        if not self._console.is_terminal:
+            return nullcontext()
+        self._live = Live(console=self._console, transient=True, refresh_per_second=4)
+        return self._live
+
+    def show(self, event: Any) -> None:
+        from simhpc.cluster.local import Finished, Running, Skipped, StageStarted
+
+        match event:
+            case StageStarted(stage, n_tasks, n_done):
+                self._todo, self._ended, self._stage_started_s = n_tasks - n_done, 0, time.monotonic()
+                self.say(f"{stage:<10} {n_tasks} task(s), {n_done} done already")
+            case Running():
+                if self._live is not None:
+                    self._live.update(self._table(event))
+            case Finished(task, elapsed_s, error, summary, log):
+                self._ended += 1
+                entry = {"stage": task.stage, "model": task.model, "elapsed_s": round(elapsed_s, 2)}
+                if error is None:
+                    self._executed.append({**entry, **summary})
+                    self.say(f"{task.stage:<10} {task.model:<20} {duration(elapsed_s):>12}  {_describe(summary)}")
+                else:
+                    self.failed.append({**entry, "error": error, "log": str(log)})
+                    self.say(f"{task.stage:<10} {task.model:<20} FAILED: {error}\n{'':10} log: {log}")
+                self._warn(summary)
+            case Skipped(task, reason):
+                self._ended += 1
+                self.failed.append({"stage": task.stage, "model": task.model, "error": f"skipped: {reason}"})
+                self.say(f"{task.stage:<10} {task.model:<20} skipped: {reason}")
+
+    def end(self, run: Run, elapsed_s: float, *, as_json: bool) -> None:
+        """Say what was done, what failed and where the results lie."""
+        if as_json:
+            summary = {"run": str(run.dir.root), "executed": self._executed, "failed": self.failed}
+            print(json.dumps(summary, indent=1))
+        self.say(
+            f"{len(self._executed)} task(s) executed in {duration(elapsed_s)}, {len(self.failed)} failed or skipped"
+        )
+        for failure in self.failed:
+            where = f" (log: {failure['log']})" if "log" in failure else ""
+            self.say(f"  {failure['stage']} {failure['model']}: {failure['error']}{where}")
+        if run.dir.similarity.exists():
+            self.say(f"matrix   {run.dir.similarity_csv}\npairs    {run.dir.pairs_csv}")
+            self.say(f"models   {run.dir.models_csv}\nheatmap  {run.dir.heatmap}")
+
+    def _warn(self, summary: dict[str, Any]) -> None:
+        for problem in summary.get("problems", []):
+            self.say(f"  warning: {problem}")
+        if summary.get("missing"):
+            self.say(f"  warning: no adversarial sets yet of {summary['missing']}")
+
+    def _table(self, event: Any) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for task, progress in event.readings.items():
+            if progress is None or progress.total == 0:
+                table.add_row(task.stage, task.model, "starting")
+            else:
+                rate = f"{progress.rate_per_s:.1f} {progress.unit}s/s"
+                done = f"{progress.done}/{progress.total} {progress.unit}s"
+                table.add_row(task.stage, task.model, done, rate, f"ETA {duration(progress.eta_s)}")
+        left = event.n_waiting + len(event.readings)
+        # Until the first task has ended there is nothing to extrapolate from.
+        per_task_s = (time.monotonic() - self._stage_started_s) / self._ended if self._ended else None
+        eta = duration(None if per_task_s is None else per_task_s * left)
+        table.add_row(event.stage, f"{self._ended}/{self._todo} tasks", f"{event.n_waiting} waiting", "", f"ETA {eta}")
+        return table
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    shown = []
+    for name, value in summary.items():
+        if name in ("accuracy", "self_fooling"):
+            shown.append(f"{name.replace('_', '-')} {percent(value)}")
+        elif name in ("images", "sources", "shown", "pairs"):
+            shown.append(f"{name} {value}")
+    return ", ".join(shown)

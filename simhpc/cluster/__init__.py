@@ -1,0 +1,1 @@
+"""Running tasks as jobs. Only this package knows submitit."""

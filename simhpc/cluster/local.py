@@ -1,0 +1,176 @@
+"""All stages on this machine, through submitit's local executor: one process per task."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from simhpc.errors import SimhpcError
+from simhpc.rundir import Run
+from simhpc.stages import stage_module
+from simhpc.stages.progress import Progress, read_progress
+from simhpc.stages.task import Task, execute_task
+
+_POLL_S = 0.1
+# submitit ends a job after its time limit; a laptop has none that matters.
+_TIMEOUT_MIN = 60 * 24 * 365
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins; `n_done` of its tasks were done before."""
+
+    stage: str
+    n_tasks: int
+    n_done: int
+
+
+@dataclass(frozen=True)
+class Running:
+    """A reading while tasks run, several times a second.
+
+    Attributes:
+        n_waiting: tasks of the stage that have not been started.
+        readings: of each running task; None before its first report.
+    """
+
+    stage: str
+    n_waiting: int
+    readings: dict[Task, Progress | None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task has ended.
+
+    Attributes:
+        error: None on success, else one line.
+        summary: what the stage's `execute` returned.
+        log: the file with the task's error output.
+    """
+
+    task: Task
+    elapsed_s: float
+    error: str | None
+    summary: dict[str, Any]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A task that was not started, because an earlier stage failed for its model."""
+
+    task: Task
+    reason: str
+
+
+Event = StageStarted | Running | Finished | Skipped
+
+
+def run_stages(run: Run, stages: Sequence[str], workers: int) -> Iterator[Event]:
+    """Run the tasks that are not done, stage by stage, `workers` at a time; a failed one stops no other.
+
+    Args:
+        stages: names from `stages.STAGES`, in that order.
+        workers: tasks at once; with GPUs, each worker keeps to one.
+
+    Yields:
+        Events as they happen. Closing the iterator early cancels what runs.
+    """
+    failed: dict[str, str] = {}
+    for stage in stages:
+        module = stage_module(stage)
+        tasks = module.tasks(run)
+        todo = [task for task in tasks if not module.is_done(run, task)]
+        yield StageStarted(stage, len(tasks), len(tasks) - len(todo))
+        for task in [task for task in todo if task.model in failed]:
+            todo.remove(task)
+            yield Skipped(task, f"{failed[task.model]} failed")
+        for event in _run_tasks(run, todo, workers):
+            if isinstance(event, Finished) and event.error is not None:
+                failed[event.task.model] = stage
+            yield event
+
+
+@dataclass(frozen=True)
+class _Started:
+    task: Task
+    slot: int
+    job: submitit.Job[dict[str, Any]]
+    at_s: float
+
+
+def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
+    waiting, running = list(todo), list[_Started]()
+    n_gpus = _gpu_count(run)
+    try:
+        while waiting or running:
+            free = sorted(set(range(workers)) - {started.slot for started in running})
+            while waiting and free:
+                running.append(_start(run, waiting.pop(0), free.pop(0), n_gpus))
+            time.sleep(_POLL_S)
+            for started in [started for started in running if started.job.done()]:
+                running.remove(started)
+                yield _finished(run, started)
+            if running:
+                readings = {started.task: _reading(run, started) for started in running}
+                yield Running(running[0].task.stage, len(waiting), readings)
+    finally:
+        for started in running:
+            started.job.cancel()
+
+
+def _start(run: Run, task: Task, slot: int, n_gpus: int) -> _Started:
+    # A folder of its own: local job numbers are process numbers, and those come back.
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = run.dir.submissions / "local" / f"{task.stage}-{task.model}-{stamp}-{secrets.token_hex(2)}"
+    if "%" in str(folder):
+        raise SimhpcError(f"{run.dir.root}: submitit reads '%' in a path as a job number; choose another --out")
+    executor = submitit.LocalExecutor(folder=folder)
+    executor.update_parameters(timeout_min=_TIMEOUT_MIN)
+    if n_gpus:
+        executor.update_parameters(gpus_per_node=1, visible_gpus=[slot % n_gpus])
+    job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
+    return _Started(task, slot, job, time.time())
+
+
+def _reading(run: Run, started: _Started) -> Progress | None:
+    progress = read_progress(run.dir.progress(started.task.stage, started.task.model))
+    # The file of an earlier attempt lies there until the new process writes its own.
+    return progress if progress is not None and progress.started_unix_s >= started.at_s else None
+
+
+def _finished(run: Run, started: _Started) -> Finished:
+    elapsed_s = time.time() - started.at_s
+    exception = started.job.exception()
+    log = Path(started.job.paths.stderr)
+    if exception is not None:
+        return Finished(started.task, elapsed_s, _last_line(str(exception)), {}, log)
+    error = None
+    if not stage_module(started.task.stage).is_done(run, started.task):
+        error = "the task ended without an error, but its output is not valid"
+    return Finished(started.task, elapsed_s, error, started.job.result(), log)
+
+
+def _last_line(text: str) -> str:
+    """The message at the end of a traceback that submitit wraps in its own."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" -=*")]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines or ["it ended without a word"])[-1]
+
+
+def _gpu_count(run: Run) -> int:
+    """GPUs that tasks may use, without importing torch: the device files, less what CUDA_VISIBLE_DEVICES hides."""
+    if run.study.resources.device == "cpu":
+        return 0
+    present = len([entry for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit()])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len([part for part in visible.split(",") if part]))

@@ -1,0 +1,36 @@
+"""The errors that a user can mend, as opposed to the bugs that we must."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SimhpcError(Exception):
+    """A problem with what was given: shown as a message without a traceback, exit code 2."""
+
+
+class StudyError(SimhpcError):
+    """The study file is wrong, or contradicts what a run directory already holds."""
+
+
+class ImageSourceError(SimhpcError):
+    """An image folder, a label map or an image file cannot be used."""
+
+
+class ModelError(SimhpcError):
+    """A model cannot be built, or its weights cannot be loaded."""
+
+
+class BadFileError(SimhpcError):
+    """A file of a run is missing, damaged, or not what its name says."""
+
+
+class MissingInputError(SimhpcError):
+    """A task's input does not exist yet: an earlier stage has to make it first."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+    """`; did you mean 'x'?` for the names in `known` nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

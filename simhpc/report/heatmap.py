@@ -1,0 +1,63 @@
+"""The similarity matrix as a picture, in an order that puts alike models side by side."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from simhpc.analysis.similarity import similarity_order
+from simhpc.store.atomic import replacing
+from simhpc.store.similarity import SimilarityMatrix
+
+_MOST_WITH_NUMBERS = 20
+
+
+def write(matrix: SimilarityMatrix, path: Path, *, title: str) -> None:
+    """Write a PNG: colour is SAT, grey is unknown; numbers in the cells up to 20 models.
+
+    The colour scale spans the pairs of different models, so that the diagonal, which is nearly always the
+    largest, does not flatten them; cells beyond the scale take its end colour.
+    """
+    figure = draw(matrix, title=title)
+    buffer = io.BytesIO()
+    # No software version or date in the file: the same matrix gives the same bytes.
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def draw(matrix: SimilarityMatrix, *, title: str) -> Figure:
+    """The heatmap as a matplotlib figure (Agg canvas)."""
+    m = len(matrix.models)
+    order = similarity_order(matrix.sat)
+    values = matrix.sat[np.ix_(order, order)]
+    names = [matrix.models[position] for position in order]
+    side_in = min(24.0, max(5.0, 1.8 + 0.42 * m))
+    figure = Figure(figsize=(side_in + 1.0, side_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    between = values[~np.eye(m, dtype=bool) & np.isfinite(values)]
+    finite = between if len(between) else values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    axes.set_facecolor("0.75")
+    picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high)
+    font_size = float(np.clip(260.0 / max(m, 1), 4.0, 9.0))
+    axes.set_xticks(range(m), names, rotation=90, fontsize=font_size)
+    axes.set_yticks(range(m), names, fontsize=font_size)
+    axes.tick_params(length=0)
+    axes.set_title(f"{title}: similarity by attack transferability", fontsize=10)
+    if m <= _MOST_WITH_NUMBERS:
+        middle = (low + high) / 2.0
+        for (row, column), value in np.ndenumerate(values):
+            text = f"{value:.2f}" if np.isfinite(value) else "?"
+            colour = "black" if not np.isfinite(value) or value > middle else "white"
+            axes.text(column, row, text, ha="center", va="center", fontsize=font_size - 2.0, color=colour)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8, extend="both")
+    bar.set_label("SAT = ln(mean fooling rate in %)", fontsize=9)
+    return figure

@@ -1,0 +1,90 @@
+"""Where every artefact of a run lies. Nothing else builds a path inside a run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from simhpc.errors import BadFileError, StudyError
+from simhpc.study import Study, load_study
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The layout of one run directory; see docs/formats.md. Model keys are safe names (`study.Key`)."""
+
+    root: Path
+
+    @property
+    def study(self) -> Path:
+        """The frozen, fully resolved study: a run directory is one exactly when it has this file."""
+        return self.root / "study.toml"
+
+    @property
+    def versions(self) -> Path:
+        return self.root / "versions.json"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images.h5"
+
+    def checkpoint(self, model: str) -> Path:
+        return self.root / "checkpoints" / f"{model}.safetensors"
+
+    def adversarial(self, model: str) -> Path:
+        return self.root / "adversarial" / f"{model}.h5"
+
+    def predictions(self, model: str) -> Path:
+        return self.root / "predictions" / f"{model}.h5"
+
+    @property
+    def similarity(self) -> Path:
+        return self.root / "similarity.h5"
+
+    @property
+    def similarity_csv(self) -> Path:
+        return self.root / "similarity.csv"
+
+    @property
+    def pairs_csv(self) -> Path:
+        return self.root / "pairs.csv"
+
+    @property
+    def models_csv(self) -> Path:
+        return self.root / "models.csv"
+
+    @property
+    def heatmap(self) -> Path:
+        return self.root / "figures" / "similarity.png"
+
+    def progress(self, stage: str, model: str) -> Path:
+        return self.root / "progress" / stage / f"{model}.json"
+
+    @property
+    def submissions(self) -> Path:
+        """submitit's folders: job pickles and logs."""
+        return self.root / "slurm"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory together with the frozen study it holds: what every stage works on."""
+
+    dir: RunDir
+    study: Study
+
+
+def open_run(root: Path) -> Run:
+    """Open an existing run directory.
+
+    Raises:
+        BadFileError: `root` is not a run directory, or its frozen study cannot be read.
+    """
+    run_dir = RunDir(root.resolve())
+    if not root.is_dir():
+        raise BadFileError(f"{root} is not a run directory: there is no such folder")
+    try:
+        study = load_study(run_dir.study)
+    except StudyError as error:
+        raise BadFileError(f"{root} is not a readable run directory: {error}") from None
+    return Run(run_dir, study)

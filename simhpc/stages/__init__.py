@@ -1,0 +1,37 @@
+"""One module per stage, each with three functions and nothing clever:
+
+- `tasks(run)` lists the stage's tasks, one per model;
+- `is_done(run, task)` opens and validates that task's output, without torch;
+- `execute(run, task, report)` makes it and returns plain data for the log line.
+
+Running the same stage again is how one resumes: only tasks that are not done are executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from simhpc.rundir import Run
+from simhpc.stages.task import Report, Task
+
+STAGES = ("train", "attack", "evaluate", "aggregate")
+"""In the order in which each needs the ones before it."""
+
+
+class Stage(Protocol):
+    """What a stage module offers."""
+
+    def tasks(self, run: Run) -> Sequence[Task]: ...
+
+    def is_done(self, run: Run, task: Task) -> bool: ...
+
+    def execute(self, run: Run, task: Task, report: Report) -> dict[str, Any]: ...
+
+
+def stage_module(name: str) -> Stage:
+    """The module of one of `STAGES`; imported on use, because most need torch and aggregation must not."""
+    assert name in STAGES, name
+    module: Any = import_module(f"simhpc.stages.{name}")
+    return module  # type: ignore[no-any-return]

@@ -1,0 +1,215 @@
+"""The aggregate stage: from all prediction files to the similarity matrix. Offline: no torch, no GPU, no images.
+
+What is missing or invalid is listed and leaves NaN; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from simhpc.analysis import similarity as analysis
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.rundir import Run
+from simhpc.seeds import derive_seed
+from simhpc.stages.task import ALL, Report, Task
+from simhpc.stages.validity import adversarial_header, check_provenance
+from simhpc.store import predictions, similarity
+from simhpc.store.predictions import NOT_SHOWN, PredictionSet
+from simhpc.store.similarity import SimilarityMatrix
+
+STAGE = "aggregate"
+
+
+def tasks(run: Run) -> Sequence[Task]:  # noqa: ARG001 - every stage takes the run
+    """One task for all models."""
+    return [Task(STAGE, ALL)]
+
+
+def is_done(run: Run, task: Task) -> bool:  # noqa: ARG001
+    """Whether the matrix and its tables exist and were made from exactly the predictions that lie here now."""
+    made = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv, run.dir.heatmap)
+    try:
+        return all(path.exists() for path in made) and similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+    except (MissingInputError, BadFileError):
+        return False
+
+
+def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: ARG001
+    """Make `similarity.h5`, the tables and the heatmap.
+
+    Returns:
+        `models`, `pairs` known of `all_pairs`, `problems` (list of lines).
+    """
+    matrix = aggregate(run, report)
+    from simhpc.report import heatmap, tables
+
+    tables.write_similarity(matrix, run.dir.similarity_csv)
+    tables.write_pairs(matrix, run.dir.pairs_csv)
+    tables.write_models(matrix, run.dir.models_csv)
+    heatmap.write(matrix, run.dir.heatmap, title=run.study.name)
+    # Last: whoever sees it finds everything else beside it.
+    matrix.save(run.dir.similarity)
+    upper = np.triu_indices(len(matrix.models))
+    return {
+        "models": len(matrix.models),
+        "pairs": int(np.isfinite(matrix.sat[upper]).sum()),
+        "all_pairs": len(upper[0]),
+        "problems": matrix.problems,
+    }
+
+
+def aggregate(run: Run, report: Report) -> SimilarityMatrix:
+    """Compute the matrix of a run from its prediction files, without writing anything."""
+    inputs_sha256 = _inputs(run)
+    models, settings = run.study.models, run.study.similarity
+    gathered = _gather(run, report)
+    counts = analysis.count_pairs(analysis.pack_bits(gathered.correct), gathered.fooled, gathered.measured)
+    # Without its own predictions a model has no X_A, so nothing is known of what it has in common with others.
+    known = gathered.predicted[:, None] & gathered.predicted
+    ci_low, ci_high = analysis.bootstrap_intervals(
+        counts,
+        floor_percent=settings.floor_percent,
+        confidence=settings.confidence,
+        samples=settings.bootstrap_samples,
+        seed=derive_seed(run.study.seed, "bootstrap"),
+    )
+    problems = list(gathered.problems)
+    empty = np.argwhere(np.triu(known & (counts.common == 0)))
+    problems += [
+        f"{models[a].key} and {models[b].key} have no image that both classify correctly: their similarity is unknown"
+        for a, b in empty
+    ]
+    accuracy = np.where(gathered.predicted, gathered.correct.sum(1) / max(1, gathered.n_images), np.nan)
+    return SimilarityMatrix(
+        models=[model.key for model in models],
+        timm_names=[model.timm_name for model in models],
+        sat=analysis.sat_matrix(counts, settings.floor_percent),
+        ci_low=ci_low,
+        ci_high=ci_high,
+        n_common=np.where(known, counts.common, -1),
+        n_fooled=counts.fooled,
+        n_both=counts.both,
+        clean_accuracy=accuracy,
+        n_images=gathered.n_images,
+        floor_percent=settings.floor_percent,
+        confidence=settings.confidence,
+        inputs_sha256=inputs_sha256,
+        problems=problems,
+    )
+
+
+@dataclass
+class _Gathered:
+    """Per-image outcomes of all models, filled in a file at a time.
+
+    Attributes:
+        n_images: N, 0 before the first file.
+        correct: (M, N). fooled: (M, M, W) bits. measured: (M, M). predicted: (M,), whose file could be used.
+    """
+
+    n_images: int
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    fooled: np.ndarray[Any, np.dtype[np.uint64]]
+    measured: np.ndarray[Any, np.dtype[np.bool_]]
+    predicted: np.ndarray[Any, np.dtype[np.bool_]]
+    problems: list[str] = field(default_factory=list)
+
+
+def _gather(run: Run, report: Report) -> _Gathered:
+    keys = [model.key for model in run.study.models]
+    m = len(keys)
+    problems: list[str] = []
+    loaded: dict[str, PredictionSet] = {}
+    for done, key in enumerate(keys, start=1):
+        found = _load(run, key, next(iter(loaded.values()), None), problems)
+        if found is not None:
+            loaded[key] = found
+        report(done, m, "model")
+    n = len(next(iter(loaded.values())).labels) if loaded else 0
+    correct = np.zeros((m, n), dtype=bool)
+    for key, found in loaded.items():
+        correct[keys.index(key)] = found.clean_pred == found.labels
+    gathered = _Gathered(
+        n_images=n,
+        correct=correct,
+        fooled=np.zeros((m, m, -(-n // 64)), dtype=np.uint64),
+        measured=np.zeros((m, m), dtype=bool),
+        predicted=np.array([key in loaded for key in keys]),
+        problems=problems,
+    )
+    current = _current_sources(run, loaded)
+    for b, target in enumerate(keys):
+        if target not in loaded:
+            continue
+        found = loaded[target]
+        rows = {source: row for row, source in enumerate(found.sources)}
+        for a, source in enumerate(keys):
+            if source not in loaded:
+                continue
+            if source not in rows:
+                problems.append(f"{run.dir.predictions(target)} does not cover {source}: run the evaluate stage")
+                continue
+            row = rows[source]
+            if found.source_sha256[row] != current[source]:
+                problems.append(
+                    f"{run.dir.predictions(target)} covers an older attack of {source}: run the evaluate stage"
+                )
+                continue
+            shown = found.adv_pred[row] != NOT_SHOWN
+            if not np.array_equal(shown, correct[a] & correct[b]):
+                problems.append(f"{run.dir.predictions(target)}: the images shown of {source} are not X_AB")
+                continue
+            gathered.fooled[a, b] = analysis.pack_bits(shown & (found.adv_pred[row] != found.labels))
+            gathered.measured[a, b] = True
+    return gathered
+
+
+def _load(run: Run, key: str, first: PredictionSet | None, problems: list[str]) -> PredictionSet | None:
+    path = run.dir.predictions(key)
+    try:
+        found = predictions.load(path)
+        check_provenance(run, run.study.model(key), path, found.provenance)
+        if first is not None and (
+            found.provenance.images_sha256 != first.provenance.images_sha256
+            or not np.array_equal(found.labels, first.labels)
+        ):
+            raise BadFileError(f"{path} was made from another image set than {first.provenance.model}'s")
+    except (MissingInputError, BadFileError) as error:
+        problems.append(str(error))
+        return None
+    return found
+
+
+def _current_sources(run: Run, loaded: dict[str, PredictionSet]) -> dict[str, str]:
+    """`content_sha256` of every model's adversarial set: from the set itself, else from what its own model saw."""
+    current = {}
+    for key, found in loaded.items():
+        own = dict(zip(found.sources, found.source_sha256, strict=True)).get(key, "")
+        try:
+            current[key] = adversarial_header(run, run.study.model(key)).content_sha256
+        except (MissingInputError, BadFileError):
+            current[key] = own
+    return current
+
+
+def _inputs(run: Run) -> str:
+    """Identity of all that the matrix is made from."""
+    contents = []
+    for model in run.study.models:
+        try:
+            contents.append(predictions.content_sha256(run.dir.predictions(model.key)))
+        except (MissingInputError, BadFileError) as error:
+            contents.append(type(error).__name__)
+        try:
+            contents.append(adversarial_header(run, model).content_sha256)
+        except (MissingInputError, BadFileError) as error:
+            contents.append(type(error).__name__)
+    settings = run.study.similarity.model_dump(mode="json")
+    identity_of = [run.study.seed, settings, [model.sha256() for model in run.study.models], contents]
+    return hashlib.sha256(json.dumps(identity_of, sort_keys=True).encode()).hexdigest()

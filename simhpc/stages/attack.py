@@ -1,0 +1,95 @@
+"""The attack stage: one task per model, writing `adversarial/<model>.h5`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.rundir import Run
+from simhpc.stages.task import Report, Task
+from simhpc.stages.validity import adversarial_header
+
+STAGE = "attack"
+
+
+def tasks(run: Run) -> Sequence[Task]:
+    """One task per model."""
+    return [Task(STAGE, model.key) for model in run.study.models]
+
+
+def is_done(run: Run, task: Task) -> bool:
+    """Whether the model's adversarial set exists, is whole, and belongs to this run."""
+    try:
+        adversarial_header(run, run.study.model(task.model))
+    except (MissingInputError, BadFileError):
+        return False
+    return True
+
+
+def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
+    """Attack one model on the images that it classifies correctly.
+
+    Returns:
+        `accuracy` on the clean images and `self_fooling` of the stored adversarial ones (fractions; the
+        latter NaN if there are none), `images` attacked.
+    """
+    import numpy as np
+    import torch
+
+    from simhpc.attacks.attack import attack_images
+    from simhpc.attacks.batches import predict
+    from simhpc.seeds import derive_seed
+    from simhpc.stages.runtime import provenance, set_up_torch
+    from simhpc.store import image_set
+    from simhpc.store.adversarial import AdversarialSet
+    from simhpc.zoo import build
+    from simhpc.zoo.geometry import clean_view
+
+    device = set_up_torch(run.study.resources)
+    model, settings, batch_size = (
+        run.study.model(task.model),
+        run.study.attack,
+        run.study.resources.batch_size,
+    )
+    chosen = image_set.load(run.dir.images)
+    fits_inside = settings.grid == "canonical"
+    loaded = build.load(
+        model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(model.key), fits_inside=fits_inside
+    )
+    classifier = loaded.classifier.to(device)
+    clean = torch.from_numpy(chosen.images if fits_inside else clean_view(chosen.images, model.data))
+    labels = torch.from_numpy(chosen.labels).long()
+
+    clean_pred, clean_margin = predict(classifier, clean, labels, batch_size, device)
+    index = torch.nonzero(clean_pred == labels).squeeze(1)
+    report(0, len(index), "image")
+    adversarial = attack_images(
+        classifier,
+        clean[index],
+        labels[index],
+        [derive_seed(run.study.seed, "noise", model.key, int(position)) for position in index],
+        eps_255=settings.eps_255,
+        step_size_eps=settings.step_size_eps,
+        steps=settings.steps,
+        batch_size=batch_size,
+        device=device,
+        on_batch=lambda done: report(done, len(index), "image"),
+    )
+    # What counts is the image that others will be shown: the stored one.
+    adv_pred, _ = predict(classifier, adversarial, labels[index], batch_size, device)
+    n_fooled = int((adv_pred != labels[index]).sum())
+    AdversarialSet(
+        provenance=provenance(run, model, loaded.weights_sha256, device),
+        images=adversarial.numpy(),
+        index=index.numpy().astype(np.int32),
+        clean_pred=clean_pred.numpy().astype(np.int32),
+        clean_margin=clean_margin.numpy().astype(np.float16),
+        adv_pred=adv_pred.numpy().astype(np.int32),
+        n_fooled=n_fooled,
+    ).save(run.dir.adversarial(model.key))
+    return {
+        "accuracy": len(index) / len(labels),
+        "self_fooling": n_fooled / len(index) if len(index) else float("nan"),
+        "images": len(index),
+    }

@@ -1,0 +1,149 @@
+"""The evaluate stage: one task per model B, showing it every other model's adversarial set.
+
+Only X_AB is shown: an image that B gets wrong when clean can enter no measure of the pair. Sources that
+B's file covers already are kept, so a model added to the study costs each of the others one set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.rundir import Run
+from simhpc.stages.task import Report, Task
+from simhpc.stages.validity import adversarial_header, check_provenance, usable_sources
+from simhpc.store import adversarial, image_set, predictions
+from simhpc.store.predictions import NOT_SHOWN, PredictionSet
+
+if TYPE_CHECKING:
+    from simhpc.study import Model
+
+STAGE = "evaluate"
+
+
+def tasks(run: Run) -> Sequence[Task]:
+    """One task per model."""
+    return [Task(STAGE, model.key) for model in run.study.models]
+
+
+def is_done(run: Run, task: Task) -> bool:
+    """Whether the model's predictions are valid and cover every adversarial set that exists now."""
+    model = run.study.model(task.model)
+    covered = _covered(run, model)
+    return covered is not None and covered == {
+        key: header.content_sha256 for key, header in usable_sources(run).items()
+    }
+
+
+def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
+    """Predict one model's clean images and all adversarial sets that exist and are not covered yet.
+
+    Returns:
+        `sources` covered, `shown` images predicted now, `missing` sources (comma-separated keys).
+
+    Raises:
+        MissingInputError: the model itself has not been attacked; its clean predictions come from there.
+    """
+    import torch
+
+    from simhpc.attacks.batches import predict
+    from simhpc.stages.runtime import provenance, set_up_torch
+    from simhpc.zoo import build
+    from simhpc.zoo.geometry import resize_to_input
+
+    device = set_up_torch(run.study.resources)
+    model, batch_size = run.study.model(task.model), run.study.resources.batch_size
+    own = adversarial_header(run, model)
+    clean_pred, clean_margin = adversarial.load_clean(run.dir.adversarial(model.key))
+    chosen = image_set.load(run.dir.images)
+    labels = chosen.labels
+    fits_inside = run.study.attack.grid == "canonical"
+    loaded = build.load(
+        model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(model.key), fits_inside=fits_inside
+    )
+    if loaded.weights_sha256 != own.provenance.weights_sha256:
+        raise BadFileError(
+            f"{run.dir.adversarial(model.key)} was made with other weights than {model.key!r} has now: attack it again"
+        )
+    classifier = loaded.classifier.to(device)
+
+    sources = usable_sources(run)
+    n = len(labels)
+    adv_pred = np.full((len(sources), n), NOT_SHOWN, dtype=np.int32)
+    adv_margin = np.full((len(sources), n), np.nan, dtype=np.float16)
+    kept = _keep(run, model, sources, adv_pred, adv_margin)
+    to_show = {key: head for key, head in sources.items() if key not in kept}
+    total = sum(head.n_attacked for head in to_show.values())
+    done = shown = 0
+    report(0, total, "image")
+    for row, (key, header) in enumerate(sources.items()):
+        if key in kept:
+            continue
+        path = run.dir.adversarial(key)
+        index = adversarial.load_index(path)
+        start = 0
+        # A multiple of the batch size, so that only a set's last batch is filled up.
+        for images in adversarial.iterate_images(path, batch_size * 8):
+            positions = index[start : start + len(images)]
+            common = clean_pred[positions] == labels[positions]
+            start, done = start + len(images), done + len(images)
+            if common.any():
+                positions = positions[common]
+                inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
+                truth = torch.from_numpy(labels[positions]).long()
+                pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
+                adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), margin.numpy()
+                shown += len(positions)
+            report(done, total, "image")
+        assert start == header.n_attacked
+    PredictionSet(
+        provenance=provenance(run, model, loaded.weights_sha256, device),
+        labels=labels,
+        clean_pred=clean_pred,
+        clean_margin=clean_margin,
+        sources=list(sources),
+        source_sha256=[header.content_sha256 for header in sources.values()],
+        adv_pred=adv_pred,
+        adv_margin=adv_margin,
+    ).save(run.dir.predictions(model.key))
+    missing = [other.key for other in run.study.models if other.key not in sources]
+    return {"sources": len(sources), "shown": shown, "missing": ",".join(missing)}
+
+
+def _covered(run: Run, model: Model) -> dict[str, str] | None:
+    """Sources of a valid predictions file and their hashes, or None without such a file."""
+    path = run.dir.predictions(model.key)
+    try:
+        own = adversarial_header(run, model)
+        found, covered = predictions.covered_sources(path)
+        check_provenance(run, model, path, found)
+    except (MissingInputError, BadFileError):
+        return None
+    return covered if found.weights_sha256 == own.provenance.weights_sha256 else None
+
+
+def _keep(
+    run: Run,
+    model: Model,
+    sources: dict[str, adversarial.Header],
+    adv_pred: np.ndarray[Any, np.dtype[np.int32]],
+    adv_margin: np.ndarray[Any, np.dtype[np.float16]],
+) -> set[str]:
+    """Copy what an earlier file says of sources that have not changed since; return their keys."""
+    if _covered(run, model) is None:
+        return set()
+    try:
+        earlier = predictions.load(run.dir.predictions(model.key))
+    except BadFileError:
+        return set()
+    known = dict(zip(earlier.sources, earlier.source_sha256, strict=True))
+    kept = set()
+    for row, (key, header) in enumerate(sources.items()):
+        if known.get(key) == header.content_sha256:
+            old_row = earlier.sources.index(key)
+            adv_pred[row], adv_margin[row] = earlier.adv_pred[old_row], earlier.adv_margin[old_row]
+            kept.add(key)
+    return kept

@@ -1,0 +1,53 @@
+"""A task: plain data that says what to do, and the one function that does it in a job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simhpc.rundir import open_run
+from simhpc.stages.progress import ProgressFile
+
+Report = Callable[[int, int, str], None]
+"""Called with (done, total, unit) as a task advances."""
+
+ALL = "all"
+"""The model of a task that concerns every model at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage for one model (or `ALL`)."""
+
+    stage: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.model}"
+
+
+def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
+    """Do one task in this process: what every job runs, local or on a cluster.
+
+    Takes and returns plain data only, so that nothing of ours is pickled across versions or machines.
+
+    Args:
+        run_dir: path of the run directory.
+        stage: one of `stages.STAGES`.
+        model: key in the study, or `ALL`.
+
+    Returns:
+        The stage's summary: names to numbers or strings.
+    """
+    from simhpc.stages import stage_module
+
+    run = open_run(Path(run_dir))
+    # Before torch is imported: its thread pools are sized once.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(run.study.resources.threads_per_task)
+    task = Task(stage, model)
+    with ProgressFile(run.dir.progress(stage, model)) as progress:
+        return stage_module(stage).execute(run, task, progress.report)

@@ -1,0 +1,57 @@
+"""Whether a finished file still belongs to this run: the same model entry, settings, images and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.rundir import Run
+from simhpc.store import adversarial, checkpoint, image_set
+from simhpc.store.provenance import Provenance
+from simhpc.study import Model
+
+
+def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> None:
+    """Compare what a file says of its making with what the run would make now.
+
+    Raises:
+        BadFileError: another model, study, image set, or weights that have been replaced since.
+    """
+    checks = [
+        ("model", found.model, model.key),
+        ("model_sha256", found.model_sha256, model.sha256()),
+        ("study_sha256", found.study_sha256, run.study.settings_sha256()),
+    ]
+    # Aggregation may happen elsewhere, where only the predictions have been copied to.
+    if run.dir.images.exists():
+        checks.append(("images_sha256", found.images_sha256, image_set.identity(run.dir.images)))
+    if model.is_trained_here and run.dir.checkpoint(model.key).exists():
+        metadata = checkpoint.metadata_of(run.dir.checkpoint(model.key))
+        checks.append(("weights_sha256", found.weights_sha256, metadata["weights_sha256"]))
+    for name, have, want in checks:
+        if have != want:
+            raise BadFileError(f"{path}: {name} is {have}, this run's is {want}: a file of another run, or out of date")
+
+
+def adversarial_header(run: Run, model: Model) -> adversarial.Header:
+    """The header of a model's adversarial set, checked to belong to this run.
+
+    Raises:
+        MissingInputError: there is none yet.
+        BadFileError: it is damaged or belongs elsewhere.
+    """
+    path = run.dir.adversarial(model.key)
+    header = adversarial.header(path)
+    check_provenance(run, model, path, header.provenance)
+    return header
+
+
+def usable_sources(run: Run) -> dict[str, adversarial.Header]:
+    """Headers of the adversarial sets that exist and belong to this run, in the study's order."""
+    headers: dict[str, adversarial.Header] = {}
+    for model in run.study.models:
+        try:
+            headers[model.key] = adversarial_header(run, model)
+        except (MissingInputError, BadFileError):
+            continue
+    return headers

@@ -1,0 +1,71 @@
+"""`checkpoints/<model>.safetensors`: trained weights with their provenance in the file's own metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.store.atomic import replacing
+
+KIND, VERSION = "simhpc-checkpoint", "1"
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write weights (name to array) and their provenance atomically."""
+    header = {
+        "simhpc_format": KIND,
+        "simhpc_format_version": VERSION,
+        "weights_sha256": weights_sha256(weights),
+        **metadata,
+    }
+    with replacing(path, verify=metadata_of) as temporary:
+        save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The provenance in the file's header, without reading the weights.
+
+    Raises:
+        MissingInputError: there is no such file.
+        BadFileError: not a safetensors file that this stage wrote, or truncated.
+    """
+    if not path.exists():
+        raise MissingInputError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadFileError(f"{path} cannot be read as safetensors, it may be truncated or damaged: {error}") from None
+    if metadata.get("simhpc_format") != KIND or metadata.get("simhpc_format_version") != VERSION:
+        raise BadFileError(f"{path} was not written by simhpc's train stage (format version {VERSION})")
+    return dict(metadata)
+
+
+def weights_sha256(weights: Mapping[str, Array]) -> str:
+    """SHA-256 over names, types, shapes and bytes: the same for the same weights in any file format."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = _in_order(weights[name])
+        digest.update(f"{name} {array.dtype.str} {list(array.shape)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_order(array: Array) -> Array:
+    # Not np.ascontiguousarray, which turns a scalar (a batch norm's counter) into a vector.
+    return np.asarray(array, order="C")

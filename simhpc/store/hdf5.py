@@ -1,0 +1,196 @@
+"""What all HDF5 files of a run share: how they say what they are, and how that is checked.
+
+Root attributes `format`, `format_version`, `created_by` and `content_sha256` stand in every file. Each
+dataset carries its own `sha256` and, through HDF5's Fletcher-32 filter, a checksum per chunk, so that a
+flipped bit is an error and never a number. No filter needs a plugin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from simhpc import __version__
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.store.atomic import replacing
+
+Array = NDArray[Any]
+Attributes = dict[str, Any]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def write(path: Path, *, kind: str, version: int, attributes: Attributes, datasets: Mapping[str, Array]) -> None:
+    """Write one file atomically, and read all of it back before it gets its name.
+
+    Args:
+        kind: the `format` attribute, e.g. `simhpc-adversarial`.
+        attributes: root attributes; strings, numbers or booleans.
+        datasets: name (may contain `/`) to array; arrays of `str` are stored as UTF-8.
+    """
+    verify = functools.partial(_verify, kind=kind, version=version)
+    with replacing(path, verify=verify) as temporary, h5py.File(temporary, "w") as file:
+        hashes = {name: _write_dataset(file, name, array) for name, array in datasets.items()}
+        file.attrs.update(attributes)
+        file.attrs.update(
+            format=kind,
+            format_version=version,
+            created_by=f"simhpc {__version__}",
+            content_sha256=_combine(hashes),
+        )
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
+    """Open a file for reading after checking its format and version.
+
+    `locking=False`: HDF5's own locks fail on some NFS and Lustre mounts, and files never change in place.
+
+    Raises:
+        MissingInputError: there is no such file.
+        BadFileError: not HDF5, truncated, another format or version; or, while it is open, a dataset is
+            absent or does not match its checksum.
+    """
+    if not path.exists():
+        raise MissingInputError(f"{path} does not exist")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            _check_header(path, file, kind, version)
+            yield file
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read as HDF5, it may be truncated or damaged: {error}") from None
+
+
+def attributes(path: Path, *, kind: str, version: int) -> Attributes:
+    """All root attributes, without reading any data."""
+    with opened(path, kind=kind, version=version) as file:
+        return {name: plain(value) for name, value in file.attrs.items()}
+
+
+def attribute(path: Path, attributes: Attributes, name: str) -> Any:
+    """One root attribute.
+
+    Raises:
+        BadFileError: the file does not have it.
+    """
+    if name not in attributes:
+        raise BadFileError(f"{path}: the root attribute {name!r} is missing")
+    return attributes[name]
+
+
+def dataset(path: Path, file: h5py.File, name: str, *, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    """A dataset of the expected type and shape (`None`: any length), not yet read.
+
+    Raises:
+        BadFileError: absent, or of another type or shape.
+    """
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise BadFileError(f"{path}: the dataset {name!r} is missing")
+    fits = len(found.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(found.shape, shape, strict=True)
+    )
+    right_type = found.dtype == h5py.string_dtype() if dtype == "str" else found.dtype == np.dtype(dtype)
+    if not fits or not right_type:
+        want_shape = tuple("any" if want is None else want for want in shape)
+        raise BadFileError(f"{path}: {name!r} is {found.dtype} {found.shape}, expected {dtype} {want_shape}")
+    return found
+
+
+def read(path: Path, file: h5py.File, name: str, *, dtype: str, shape: tuple[int | None, ...]) -> Array:
+    """A whole dataset, checked against its type, shape and SHA-256; strings as an object array of `str`."""
+    found = dataset(path, file, name, dtype=dtype, shape=shape)
+    array: Array = found.asstr()[...] if dtype == "str" else found[...]
+    if sha256_of(array) != found.attrs.get("sha256"):
+        raise BadFileError(f"{path}: the data of {name!r} do not match their checksum")
+    return array
+
+
+def sha256_of(array: Array) -> str:
+    """SHA-256 over type, shape and little-endian row-major bytes; a string counts as its UTF-8 length and bytes."""
+    digest = ArrayHash("str" if array.dtype.kind in "OU" else array.dtype.newbyteorder("<").str, array.shape)
+    digest.update(array)
+    return digest.hexdigest()
+
+
+class ArrayHash:
+    """`sha256_of` for an array that arrives in slices along its first axis."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
+        self._digest = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
+
+    def update(self, rows: Array) -> None:
+        if rows.dtype.kind in "OU":
+            for text in rows.ravel():
+                encoded = str(text).encode()
+                self._digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        else:
+            little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+            self._digest.update(little.view(np.uint8).reshape(-1).data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
+    is_text = array.dtype.kind in "OU"
+    if array.size == 0:
+        chunks = None
+    else:
+        row_bytes = max(1, array.nbytes // array.shape[0])
+        rows = min(array.shape[0], max(1, _CHUNK_BYTES // row_bytes))
+        chunks = (rows, *array.shape[1:])
+    created = file.create_dataset(
+        name,
+        shape=array.shape,
+        dtype=h5py.string_dtype() if is_text else array.dtype,
+        chunks=chunks,
+        # Variable-length text lies outside its chunks, where the filter does not reach; its sha256 does.
+        fletcher32=chunks is not None and not is_text,
+    )
+    if array.size:
+        created[...] = array
+    created.attrs["sha256"] = sha256_of(array)
+    return str(created.attrs["sha256"])
+
+
+def _combine(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
+    found = plain(file.attrs.get("format", "no format attribute"))
+    if found != kind:
+        raise BadFileError(f"{path} is not a {kind} file: its format is {found!r}")
+    found_version = plain(file.attrs.get("format_version", 0))
+    if found_version != version:
+        raise BadFileError(
+            f"{path}: {kind} version {found_version}; this simhpc ({__version__}) reads version {version}"
+        )
+
+
+def _verify(path: Path, *, kind: str, version: int) -> None:
+    with opened(path, kind=kind, version=version) as file:
+        hashes: dict[str, str] = {}
+
+        def check(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset):
+                text = h5py.check_string_dtype(item.dtype) is not None
+                hashes[name] = sha256_of(item.asstr()[...] if text else item[...])
+
+        file.visititems(check)
+        if _combine(hashes) != file.attrs["content_sha256"]:
+            raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute as a plain Python value."""
+    return value.item() if isinstance(value, np.generic) else value

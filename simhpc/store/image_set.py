@@ -1,0 +1,86 @@
+"""`images.h5`: the N labelled images that all tasks of a study share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simhpc.store import hdf5
+
+KIND, VERSION = "simhpc-images", 1
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The canonical images.
+
+    Attributes:
+        images: uint8 (N, 3, S, S), RGB.
+        labels: int32 (N,), class index that a model must predict.
+        ids: N names of the images within their source (a path below the folder, or an index).
+        content_ids: N sizes and SHA-256 of the source records, by which training images are kept apart.
+        classes: name of each class of the source, by class index (empty where the source has none).
+        source: the study's `images.source`.
+        settings_sha256: `Study.settings_sha256()`.
+        sha256: identity of the set, as every file made from it records.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    ids: list[str]
+    content_ids: list[str]
+    classes: list[str]
+    source: str
+    settings_sha256: str
+    sha256: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the source: a model trained on it has as many outputs."""
+        return len(self.classes)
+
+    def save(self, path: Path) -> None:
+        """Write `images.h5` atomically."""
+        hdf5.write(
+            path,
+            kind=KIND,
+            version=VERSION,
+            attributes={"source": self.source, "study_sha256": self.settings_sha256},
+            datasets={
+                "images": self.images,
+                "labels": self.labels,
+                "ids": np.array(self.ids, dtype=object),
+                "content_ids": np.array(self.content_ids, dtype=object),
+                "classes": np.array(self.classes, dtype=object),
+            },
+        )
+
+
+def load(path: Path) -> ImageSet:
+    """Read and check `images.h5`.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+        n = len(labels)
+        attributes = {name: str(file.attrs[name]) for name in file.attrs}
+        return ImageSet(
+            images=hdf5.read(path, file, "images", dtype="uint8", shape=(n, 3, None, None)),
+            labels=labels,
+            ids=list(hdf5.read(path, file, "ids", dtype="str", shape=(n,))),
+            content_ids=list(hdf5.read(path, file, "content_ids", dtype="str", shape=(n,))),
+            classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
+            source=hdf5.attribute(path, attributes, "source"),
+            settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
+            sha256=hdf5.attribute(path, attributes, "content_sha256"),
+        )
+
+
+def identity(path: Path) -> str:
+    """The set's SHA-256, without reading the images."""
+    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))

@@ -1,0 +1,100 @@
+"""`predictions/<model>.h5`: what one model answers to the clean images and to every adversarial set.
+
+Enough, together with the other models' prediction files, to recompute every measure without the images,
+the weights or a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simhpc.store import hdf5
+from simhpc.store.provenance import Provenance
+
+KIND, VERSION = "simhpc-predictions", 1
+
+NOT_SHOWN = -1
+"""Prediction of an image that was not shown: outside X_AB, it can enter no measure."""
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """One target model B's answers.
+
+    Attributes:
+        labels: int32 (N,), true classes of the image set.
+        clean_pred: int32 (N,), predictions on the clean images.
+        clean_margin: float16 (N,), logit of the true class minus the largest other logit.
+        sources: M keys of the attacked models A.
+        source_sha256: M `content_sha256` of their adversarial sets.
+        adv_pred: int32 (M, N), B's prediction on A's version of image i, or `NOT_SHOWN` outside X_AB.
+        adv_margin: float16 (M, N), likewise, NaN outside X_AB.
+    """
+
+    provenance: Provenance
+    labels: NDArray[np.int32]
+    clean_pred: NDArray[np.int32]
+    clean_margin: NDArray[np.float16]
+    sources: list[str]
+    source_sha256: list[str]
+    adv_pred: NDArray[np.int32]
+    adv_margin: NDArray[np.float16]
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        hdf5.write(
+            path,
+            kind=KIND,
+            version=VERSION,
+            attributes=self.provenance.attributes(),
+            datasets={
+                "labels": self.labels,
+                "clean/pred": self.clean_pred,
+                "clean/margin": self.clean_margin,
+                "adversarial/source": np.array(self.sources, dtype=object),
+                "adversarial/source_sha256": np.array(self.source_sha256, dtype=object),
+                "adversarial/pred": self.adv_pred,
+                "adversarial/margin": self.adv_margin,
+            },
+        )
+
+
+def load(path: Path) -> PredictionSet:
+    """Read and check the whole file.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+        sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
+        n, m = len(labels), len(sources)
+        return PredictionSet(
+            provenance=Provenance.from_attributes(path, attributes),
+            labels=labels,
+            clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(n,)),
+            clean_margin=hdf5.read(path, file, "clean/margin", dtype="float16", shape=(n,)),
+            sources=list(sources),
+            source_sha256=list(hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(m,))),
+            adv_pred=hdf5.read(path, file, "adversarial/pred", dtype="int32", shape=(m, n)),
+            adv_margin=hdf5.read(path, file, "adversarial/margin", dtype="float16", shape=(m, n)),
+        )
+
+
+def covered_sources(path: Path) -> tuple[Provenance, dict[str, str]]:
+    """Who made the file, and which sources it covers: key to `content_sha256` of the adversarial set."""
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
+        hashes = hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
+    return Provenance.from_attributes(path, attributes), dict(zip(sources, hashes, strict=True))
+
+
+def content_sha256(path: Path) -> str:
+    """Identity of the file's content, without reading it."""
+    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))

@@ -1,0 +1,431 @@
+"""The study file: what is asked, typed and validated. One TOML file describes one study.
+
+`load_study` reads what a person wrote; `stages.prepare` completes it (data configs, checkpoint hashes)
+into the frozen copy that a run directory keeps; both are the same `Study` type. docs/study.md lists the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from simhpc.errors import StudyError, nearest
+
+# Keys become file names, HDF5 names and job names, so they hold nothing that any of those would read.
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Images(_Section):
+    """The N labelled images that every model is shown."""
+
+    source: str
+    """`sklearn-digits`, or `folder:PATH` for class folders."""
+    n: Annotated[int, Field(ge=1)]
+    """How many images are drawn, stratified by class."""
+    labels: str = "sorted"
+    """How a folder gets its class index: `sorted`, `index` (its name is the index) or `map:FILE`."""
+    size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Side of the stored square images; needed for folders, 8 for the digits."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _image_source(value)
+
+    @field_validator("labels")
+    @classmethod
+    def _known_labels(cls, value: str) -> str:
+        if value not in ("sorted", "index") and not re.match("map:.", value):
+            raise ValueError("allowed: 'sorted', 'index' or 'map:FILE'")
+        return value
+
+    @model_validator(mode="after")
+    def _size_is_known(self) -> Self:
+        if self.source.startswith("folder:") and self.size_px is None:
+            raise ValueError(
+                "size_px is needed with a folder: the side in pixels at which its images are stored, "
+                "at least the largest model input divided by its crop_pct (32 for CIFAR-10, 256 or more for ImageNet)"
+            )
+        if self.source == "sklearn-digits" and self.size_px not in (None, 8):
+            raise ValueError("size_px must be 8 (or absent) for sklearn-digits, which are 8 x 8 scans")
+        return self
+
+
+class Training(_Section):
+    """How a model with `weights = "train"` is trained (timm's optimiser, scheduler, augmentation)."""
+
+    images: str | None = None
+    """Where training images come from; absent: all images of `images.source` that are not in the image set."""
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    optimizer: str = "adamw"
+    """Any name of `timm.optim.list_optimizers()`."""
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    """Linear warm-up before the cosine decay to zero."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.7, 1.0)
+    """Smallest and largest share of the image area that a random resized crop keeps."""
+    crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333)
+    """Smallest and largest aspect ratio of that crop."""
+    hflip_prob: Fraction = 0.5
+    auto_augment: str | None = None
+    """A timm policy such as `rand-m9-mstd0.5`."""
+    random_erasing_prob: Fraction = 0.0
+
+    @field_validator("images")
+    @classmethod
+    def _known_source(cls, value: str | None) -> str | None:
+        return None if value is None else _image_source(value)
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first number must not exceed the second")
+        return value
+
+
+class DataConfig(_Section):
+    """Overrides of timm's data config for one model; complete in the frozen copy."""
+
+    input_size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    interpolation: Interpolation | None = None
+    crop_pct: PositiveFraction | None = None
+
+
+class Model(_Section):
+    """One model of the study."""
+
+    key: Key
+    """Its name in this study: in files, tables and figures."""
+    timm: str
+    """timm's architecture name, without a pretrained tag."""
+    weights: str
+    """`train`, `pretrained:TAG`, or `checkpoint:PATH`."""
+    checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the checkpoint file; checked when given, filled in by the frozen copy."""
+    args: dict[str, Any] = {}
+    """Constructor arguments passed to `timm.create_model`."""
+    data: DataConfig = DataConfig()
+    training: Training | None = None
+    """The study's [training] with this model's overrides; only with `weights = "train"`."""
+
+    @field_validator("timm")
+    @classmethod
+    def _no_tag(cls, value: str) -> str:
+        name, dot, tag = value.partition(".")
+        if dot:
+            raise ValueError(f'write timm = "{name}" and weights = "pretrained:{tag}"')
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _known_weights(cls, value: str) -> str:
+        if value != "train" and not re.match("(pretrained|checkpoint):.", value):
+            raise ValueError("allowed: 'train', 'pretrained:TAG' or 'checkpoint:PATH'")
+        return value
+
+    @field_validator("args")
+    @classmethod
+    def _args_are_the_models_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = {
+            "pretrained",
+            "pretrained_cfg",
+            "pretrained_cfg_overlay",
+            "checkpoint_path",
+            "cache_dir",
+            "model_name",
+        }
+        if taken := sorted(reserved & value.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set here: the weights come from the key 'weights'")
+        if value.get("in_chans", 3) != 3:
+            raise ValueError(f"in_chans must be 3, not {value['in_chans']!r}: attacks act on RGB pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _checkpoint_hash_has_a_checkpoint(self) -> Self:
+        if self.checkpoint_sha256 and not self.weights.startswith("checkpoint:"):
+            raise ValueError("checkpoint_sha256 goes with weights = 'checkpoint:PATH' only")
+        return self
+
+    @property
+    def timm_name(self) -> str:
+        """`name.tag` for pretrained weights, else the bare architecture name."""
+        return f"{self.timm}.{self.weights.removeprefix('pretrained:')}" if self.is_pretrained else self.timm
+
+    @property
+    def is_trained_here(self) -> bool:
+        return self.weights == "train"
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.weights.startswith("pretrained:")
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The local checkpoint; only meaningful with `weights = "checkpoint:PATH"`."""
+        return Path(self.weights.removeprefix("checkpoint:"))
+
+    def sha256(self) -> str:
+        """Identity of everything that this entry lets enter a result."""
+        return _sha256_of(self.model_dump(mode="json"))
+
+
+class Attack(_Section):
+    """How adversarial images are made. The defaults are the paper's, as read in docs/method.md."""
+
+    name: Literal["pgd-linf"] = "pgd-linf"
+    eps_255: Annotated[int, Field(ge=1, le=255)] = 8
+    """Radius of the L-infinity ball, in units of 1/255."""
+    step_size_eps: Annotated[float, Field(gt=0, le=2)] = 0.1
+    """Step size, in units of eps."""
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 50
+    grid: Literal["native", "canonical"] = "native"
+    """Pixels that are attacked: each model's own input, or the stored images with the resize inside the model."""
+
+    @field_validator("eps_255", mode="before")
+    @classmethod
+    def _whole_steps_of_255(cls, value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
+            raise ValueError(
+                "must be a whole number from 1 to 255, in units of 1/255 (8 means 8/255): "
+                "adversarial images are stored as 8-bit pixels"
+            )
+        return value
+
+
+class Similarity(_Section):
+    """How fooling rates become one number per pair."""
+
+    floor_percent: Annotated[float, Field(gt=0, lt=100)] = 0.01
+    """The floor under the logarithm (the paper's unpublished epsilon_s), in percent."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
+
+
+class Resources(_Section):
+    """What one task may use. May be changed between runs of one study: it is no part of the question asked."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_task: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+
+class Study(_Section):
+    """A whole study."""
+
+    name: Key
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    images: Images
+    training: Training = Training()
+    attack: Attack = Attack()
+    similarity: Similarity = Similarity()
+    resources: Resources = Resources()
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _keys_are_unique(self) -> Self:
+        seen: dict[str, str] = {}
+        for model in self.models:
+            # Two keys that differ only in case would be one file on some file systems.
+            twin = seen.setdefault(model.key.casefold(), model.key)
+            if twin is not model.key:
+                raise ValueError(
+                    f"two models have the key {model.key!r}" + (f" ({twin!r})" if twin != model.key else "")
+                )
+        return self
+
+    def model(self, key: str) -> Model:
+        """The model with this key.
+
+        Raises:
+            StudyError: there is none.
+        """
+        for model in self.models:
+            if model.key == key:
+                return model
+        keys = [model.key for model in self.models]
+        raise StudyError(f"study {self.name!r} has no model {key!r}{nearest(key, keys)}")
+
+    def settings_sha256(self) -> str:
+        """Identity of the settings that every attacked or evaluated model shares (seed, images, attack)."""
+        return _sha256_of(self.model_dump(mode="json", include={"seed", "images", "attack"}))
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file. Relative paths in it are relative to the file's folder.
+
+    Raises:
+        StudyError: unreadable, not TOML, or not a study; the message lists every wrong key, what was given
+            and what is allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"no study file {path}") from None
+    except OSError as error:
+        raise StudyError(f"cannot read study file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not UTF-8 text, so it is not a study file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}") from None
+    return parse_study(raw, base=path.resolve().parent, where=str(path))
+
+
+def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
+    """Validate a study given as plain data; see `load_study`."""
+    raw = _with_training_merged(raw)
+    try:
+        study = Study.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        shared = {details["loc"][1:] for details in error.errors() if details["loc"][0] == "training"}
+        lines = [
+            _explain(details)
+            for details in error.errors()
+            if not (
+                details["loc"][0] == "models" and details["loc"][2:3] == ("training",) and details["loc"][3:] in shared
+            )
+        ]
+        raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None
+    return _with_absolute_paths(study, base)
+
+
+def dump_study(study: Study) -> str:
+    """The study as TOML that `load_study` reads back to an equal study."""
+    return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
+
+
+def differences(held: Study, given: Study) -> list[str]:
+    """What `given` contradicts in `held`, one line each. Added models and changed resources contradict nothing."""
+    skip = {"models", "resources"}
+    lines = _compare("", held.model_dump(mode="json", exclude=skip), given.model_dump(mode="json", exclude=skip))
+    given_models = {model.key: model for model in given.models}
+    for model in held.models:
+        if model.key not in given_models:
+            lines.append(f"models.{model.key}: in the run directory, absent from the study")
+        else:
+            ours, theirs = model.model_dump(mode="json"), given_models[model.key].model_dump(mode="json")
+            lines += _compare(f"models.{model.key}.", ours, theirs)
+    return lines
+
+
+def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key in sorted(held.keys() | given.keys()):
+        ours, theirs = held.get(key), given.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += _compare(f"{prefix}{key}.", ours, theirs)
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: run directory has {ours!r}, study has {theirs!r}")
+    return lines
+
+
+def _image_source(value: str) -> str:
+    if value != "sklearn-digits" and not re.match("folder:.", value):
+        raise ValueError(f"allowed: 'sklearn-digits' or 'folder:PATH'{nearest(value, ['sklearn-digits'])}")
+    return value
+
+
+def _with_training_merged(raw: dict[str, Any]) -> dict[str, Any]:
+    """Give each model that is trained here the whole of [training] with its own overrides on top."""
+    shared, models = raw.get("training", {}), raw.get("models")
+    if not isinstance(models, list) or not isinstance(shared, dict):
+        return raw
+    merged = []
+    for model in models:
+        if isinstance(model, dict) and model.get("weights") == "train":
+            own = model.get("training", {})
+            model = {**model, "training": {**shared, **own} if isinstance(own, dict) else own}
+        elif isinstance(model, dict) and "training" in model:
+            raise StudyError(
+                f'models.{model.get("key", "?")}.training: only a model with weights = "train" has one, '
+                f"this one has weights = {model.get('weights')!r}"
+            )
+        merged.append(model)
+    return {**raw, "models": merged}
+
+
+def _with_absolute_paths(study: Study, base: Path) -> Study:
+    def absolute(value: str) -> str:
+        kind, colon, path = value.partition(":")
+        return (
+            f"{kind}:{base / Path(path).expanduser()}" if colon and kind in ("folder", "map", "checkpoint") else value
+        )
+
+    def training(section: Training) -> Training:
+        return section.model_copy(update={"images": absolute(section.images)}) if section.images else section
+
+    images = study.images.model_copy(
+        update={"source": absolute(study.images.source), "labels": absolute(study.images.labels)}
+    )
+    models = tuple(
+        model.model_copy(
+            update={
+                "weights": absolute(model.weights),
+                "training": training(model.training) if model.training else None,
+            }
+        )
+        for model in study.models
+    )
+    return study.model_copy(update={"images": images, "models": models, "training": training(study.training)})
+
+
+def _explain(details: ErrorDetails) -> str:
+    loc = details["loc"]
+    where = ".".join(str(part + 1) if isinstance(part, int) else part for part in loc) or "study"
+    given = "" if details["type"] == "missing" else f" (given: {_short(details['input'])})"
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(loc[:-1])
+        return f"{where}: unknown key{nearest(str(loc[-1]), known) or '; allowed: ' + ', '.join(known)}"
+    if details["type"] == "missing":
+        return f"{where}: this key is needed"
+    if details["type"] == "string_pattern_mismatch" and loc[-1] in ("key", "name"):
+        return f"{where}: letters, digits and _ . + - only, starting with a letter or digit, at most 100{given}"
+    message = details["msg"].removeprefix("Value error, ")
+    # A whole section as "what was given" hides the message behind a page of data.
+    return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else given)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Study
+    for part in loc:
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel]:
+    """The section type in `Section`, `Section | None` or `tuple[Section, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return _section_in(typing.get_args(annotation)[0])
+
+
+def _sha256_of(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""timm's models as this project uses them: named, checked, loaded, and fed with pixels."""

@@ -1,0 +1,63 @@
+"""One door to a ready model: `classifier` gives the attackable model of a study's entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from simhpc.errors import ModelError
+from simhpc.store.checkpoint import file_sha256
+from simhpc.study import Model
+from simhpc.zoo import weights
+from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.resolve import create_arguments
+from simhpc.zoo.timm_import import timm
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, and the identity of its weights."""
+
+    classifier: PixelClassifier
+    weights_sha256: str
+
+
+def untrained(model: Model, num_classes: int) -> nn.Module:
+    """The architecture with fresh weights from torch's current random state.
+
+    Args:
+        model: a resolved entry.
+        num_classes: classes of the image set.
+    """
+    built: nn.Module = timm.create_model(**create_arguments(model, num_classes))
+    return built
+
+
+def load(model: Model, *, num_classes: int, trained: Path, fits_inside: bool) -> Loaded:
+    """A resolved entry with its weights, frozen, on the CPU.
+
+    Args:
+        num_classes: classes of the image set.
+        trained: where the train stage writes this model's checkpoint.
+        fits_inside: see `PixelClassifier`.
+
+    Raises:
+        ModelError, MissingInputError, BadFileError: the weights cannot be had, or are not those of the study.
+    """
+    if model.is_pretrained:
+        built = weights.load_pretrained(model, create_arguments(model, num_classes))
+    elif model.is_trained_here:
+        built = weights.to_model(untrained(model, num_classes), weights.read_trained(trained))
+    else:
+        if (found := file_sha256(model.checkpoint_path)) != model.checkpoint_sha256:
+            raise ModelError(
+                f"model {model.key!r}: {model.checkpoint_path} has changed since the run directory was made "
+                f"(SHA-256 {found}, then {model.checkpoint_sha256})"
+            )
+        built = untrained(model, num_classes)
+        state = weights.read_checkpoint(model)
+        weights.check_fit(model, built, state)
+        built = weights.to_model(built, state)
+    return Loaded(PixelClassifier(built, model.data, fits_inside=fits_inside), weights.weights_sha256(built))

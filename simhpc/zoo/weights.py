@@ -1,0 +1,114 @@
+"""Loading weights: timm's pretrained tags, local checkpoints, and what the train stage wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simhpc.errors import BadFileError, ModelError
+from simhpc.store import checkpoint
+from simhpc.study import Model
+from simhpc.zoo.timm_import import timm
+
+
+def state_arrays(model: nn.Module) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Parameters and buffers as numpy arrays by name."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, whatever file they came from."""
+    return checkpoint.weights_sha256(state_arrays(model))
+
+
+def read_checkpoint(model: Model) -> dict[str, Tensor]:
+    """The state dict in a local checkpoint; never runs code from it (`weights_only`).
+
+    Raises:
+        ModelError: not a checkpoint, or one that would need unpickling of arbitrary objects.
+    """
+    return _read(model.checkpoint_path, f"model {model.key!r}")
+
+
+def read_trained(path: Path) -> dict[str, Tensor]:
+    """The state dict that the train stage wrote.
+
+    Raises:
+        MissingInputError, BadFileError: see `checkpoint.metadata_of`; or the weights do not match their hash.
+    """
+    metadata = checkpoint.metadata_of(path)
+    state = _read(path, "train stage")
+    if (
+        checkpoint.weights_sha256({name: tensor.numpy() for name, tensor in state.items()})
+        != metadata["weights_sha256"]
+    ):
+        raise BadFileError(f"{path}: the weights do not match their checksum")
+    return state
+
+
+def check_fit(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
+    """Compare names and shapes with those of the built architecture (which may be on the meta device).
+
+    Raises:
+        ModelError: they differ; the message says how.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    reshaped = [name for name in wanted if name in given and wanted[name] != given[name]]
+    if not (missing or unexpected or reshaped):
+        return
+    details = []
+    if missing:
+        details.append(f"{len(missing)} are missing (e.g. {missing[0]})")
+    if unexpected:
+        details.append(f"{len(unexpected)} are unknown to it (e.g. {unexpected[0]})")
+    if reshaped:
+        name = reshaped[0]
+        details.append(f"{len(reshaped)} have another shape (e.g. {name}: {given[name]}, not {wanted[name]})")
+    raise ModelError(
+        f"model {model.key!r}: {model.checkpoint_path} does not fit timm's {model.timm!r} with args {model.args}. "
+        f"Of the model's {len(wanted)} tensors and the file's {len(given)}, {'; '.join(details)}. "
+        "Is it another architecture, or is args.num_classes (or another argument) missing?"
+    )
+
+
+def load_pretrained(model: Model, arguments: dict[str, Any]) -> nn.Module:
+    """timm's pretrained weights, from its cache or the hub.
+
+    Raises:
+        ModelError: they cannot be had; the message says where they are looked for.
+    """
+    arguments = {**arguments, "model_name": model.timm_name, "pretrained": True}
+    arguments.pop("pretrained_cfg", None)
+    try:
+        loaded: nn.Module = timm.create_model(**arguments)
+    except Exception as error:
+        fetch = f"import timm; timm.create_model('{model.timm_name}', pretrained=True)"
+        raise ModelError(
+            f"model {model.key!r}: the weights of {model.timm_name!r} cannot be loaded: {error}. They are looked for "
+            "in the Hugging Face cache ($HF_HOME) and then, unless HF_HUB_OFFLINE=1, on the hub; on a machine with "
+            f'network, this fetches them: python -c "{fetch}"'
+        ) from error
+    return loaded
+
+
+def _read(path: Path, what: str) -> dict[str, Tensor]:
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{what}: {path} cannot be read as a checkpoint: {error or type(error).__name__}") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{what}: {path} holds no state dict (names to tensors)")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def to_model(built: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Copy a state dict that fits into the model, strictly."""
+    built.load_state_dict(state, strict=True)
+    return built.to(torch.float32)
