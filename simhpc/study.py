@@ -299,12 +299,12 @@ def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
     try:
         study = Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        shared = {details["loc"][1:] for details in error.errors() if details["loc"][0] == "training"}
+        shared = {details["loc"][1:] for details in error.errors() if details["loc"][:1] == ("training",)}
         lines = [
             _explain(details)
             for details in error.errors()
             if not (
-                details["loc"][0] == "models" and details["loc"][2:3] == ("training",) and details["loc"][3:] in shared
+                details["loc"][:1] == ("models",) and details["loc"][2:3] == ("training",) and details["loc"][3:] in shared
             )
         ]
         raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None

@@ -1,0 +1,174 @@
+"""The study file: what it accepts, what it says when it does not, and what counts as a contradiction."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny import DATA, tiny, write_study
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simhpc.errors import StudyError
+from simhpc.study import differences, dump_study, load_study, parse_study
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def parse(raw):
+    return parse_study(raw, base=Path("/base"), where="study.toml")
+
+
+def problem(raw) -> str:
+    with pytest.raises(StudyError) as caught:
+        parse(raw)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.toml")), ids=lambda path: path.name)
+def test_studies_that_we_ship_are_valid(path):
+    study = load_study(path)
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+
+
+def test_demo_has_the_designs_that_it_promises():
+    names = {model.timm for model in load_study(JOBS / "demo.toml").models}
+    assert len(names) >= 8
+    assert {"resnet18", "inception_next_atto", "convnext_atto", "vit_tiny_patch16_224", "mixer_s16_224"} <= names
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sead": 3}, "sead: unknown key; did you mean 'seed'?"),
+        ({"attack": {"epsilon": 8}}, "attack.epsilon: unknown key"),
+        ({"attack": {"eps_255": 0}}, "whole number from 1 to 255"),
+        ({"attack": {"eps_255": -8}}, "given: -8"),
+        ({"attack": {"eps_255": 256}}, "given: 256"),
+        ({"attack": {"eps_255": 0.03}}, "8 means 8/255"),
+        ({"attack": {"eps_255": True}}, "whole number"),
+        ({"attack": {"steps": "50"}}, "attack.steps"),
+        ({"attack": {"step_size_eps": 0}}, "attack.step_size_eps"),
+        ({"attack": {"name": "pgd"}}, "'pgd-linf' (given: 'pgd')"),
+        ({"images": {"n": 0}}, "images.n: Input should be greater than or equal to 1 (given: 0)"),
+        ({"images": {"source": "sklearn-digit"}}, "did you mean 'sklearn-digits'"),
+        ({"images": {"source": "folder:/x"}}, "size_px is needed with a folder"),
+        ({"images": {"size_px": 32}}, "8 x 8"),
+        ({"images": {"labels": "alphabetical"}}, "'sorted', 'index' or 'map:FILE'"),
+        ({"similarity": {"floor_percent": 0.0}}, "similarity.floor_percent"),
+        ({"similarity": {"floor_percent": float("nan")}}, "similarity.floor_percent"),
+        ({"training": {"epochs": 0}}, "training.epochs"),
+        ({"training": {"crop_scale": [1.0, 0.5]}}, "must not exceed"),
+        ({"resources": {"device": "gpu"}}, "'auto', 'cpu' or 'cuda' (given: 'gpu')"),
+        ({"seed": -1}, "seed: "),
+        ({"name": "../escape"}, "letters, digits"),
+        ({"models": []}, "models: "),
+    ],
+)
+def test_every_error_names_the_key_and_what_is_allowed(change, expected):
+    assert expected in problem(tiny(**change))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"key": "a/b"}, "models.1.key: letters, digits"),
+        ({"key": "x\ny"}, "models.1.key: letters, digits"),
+        ({"key": "../up"}, "models.1.key"),
+        ({"timm": "resnet18.a1_in1k"}, 'write timm = "resnet18" and weights = "pretrained:a1_in1k"'),
+        ({"weights": "imagenet"}, "'train', 'pretrained:TAG' or 'checkpoint:PATH'"),
+        ({"weights": "pretrained:"}, "'pretrained:TAG'"),
+        ({"args": {"in_chans": 1}}, "in_chans must be 3"),
+        ({"args": {"pretrained": True}}, "cannot be set here"),
+        ({"data": {"input_size": 32}}, "models.1.data.input_size: unknown key; did you mean 'input_size_px'?"),
+        ({"data": {"std": [0.5, 0.0, 0.5]}}, "models.1.data.std.2"),
+        ({"training": {"lrr": 1}}, "models.1.training.lrr: unknown key; did you mean 'lr'?"),
+        ({"checkpoint_sha256": "0" * 64}, "goes with weights"),
+    ],
+)
+def test_errors_in_a_model(model, expected):
+    base = {"key": "m", "timm": "resnet18", "weights": "train", "data": DATA}
+    assert expected in problem(tiny(models=[{**base, **model}]))
+
+
+def test_all_problems_are_reported_at_once_and_shared_ones_only_once():
+    text = problem(tiny(training={"epochs": 0}, attack={"steps": 0}))
+    assert "2 problem(s)" in text
+    assert "training.epochs" in text
+    assert "attack.steps" in text
+
+
+def test_keys_that_would_be_one_file_are_refused():
+    models = [{"key": key, "timm": "resnet18", "weights": "train"} for key in ("Net", "net")]
+    assert "two models have the key 'net' ('Net')" in problem(tiny(models=models))
+
+
+def test_only_models_trained_here_have_training():
+    model = {"key": "m", "timm": "resnet18", "weights": "pretrained:a1_in1k", "training": {"epochs": 1}}
+    assert 'only a model with weights = "train"' in problem(tiny(models=[model]))
+
+
+def test_a_model_overrides_the_shared_training():
+    study = parse(tiny())
+    assert [model.training.epochs for model in study.models] == [3, 3, 6]
+    assert study.models[2].training.lr == 3e-3
+
+
+def test_relative_paths_are_relative_to_the_study_file(tmp_path):
+    raw = tiny(
+        images={"source": "folder:images/val", "size_px": 16, "labels": "map:labels.txt"},
+        models=[{"key": "m", "timm": "resnet18", "weights": "checkpoint:../w.safetensors"}],
+    )
+    study = load_study(write_study(tmp_path / "sub" / "study.toml", raw))
+    assert study.images.source == f"folder:{tmp_path / 'sub' / 'images' / 'val'}"
+    assert study.images.labels == f"map:{tmp_path / 'sub' / 'labels.txt'}"
+    assert study.models[0].checkpoint_path.resolve() == tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"name = ", "not valid TOML"), (b"\xff\xfe", "not UTF-8"), (b"", "this key is needed")],
+)
+def test_unreadable_files(tmp_path, content, expected):
+    path = tmp_path / "study.toml"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=expected):
+        load_study(path)
+
+
+def test_missing_file_and_folder_instead_of_file(tmp_path):
+    with pytest.raises(StudyError, match="no study file"):
+        load_study(tmp_path / "none.toml")
+    with pytest.raises(StudyError, match="cannot read"):
+        load_study(tmp_path)
+
+
+def test_differences_name_both_sides_and_added_models_are_none():
+    held = parse(tiny())
+    assert differences(held, held) == []
+    assert differences(held, parse(tiny(("cnn", "convnext", "vit", "cnn-again")))) == []
+    assert differences(held, parse(tiny(resources={"batch_size": 8}))) == []
+    changed = parse(tiny(("cnn", "convnext"), attack={"eps_255": 4}, training={"lr": 1e-3}))
+    text = "\n".join(differences(held, changed))
+    assert "attack.eps_255: run directory has 32, study has 4" in text
+    assert "models.cnn.training.lr: run directory has 0.003, study has 0.001" in text
+    assert "models.vit: in the run directory, absent from the study" in text
+
+
+def test_identities_change_with_what_they_identify():
+    study, other = parse(tiny()), parse(tiny(attack={"steps": 5}))
+    assert study.settings_sha256() != other.settings_sha256()
+    assert study.settings_sha256() == parse(tiny(resources={"batch_size": 1})).settings_sha256()
+    assert study.model("cnn").sha256() != study.model("vit").sha256()
+    with pytest.raises(StudyError, match="did you mean 'cnn'"):
+        study.model("cnm")
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 255), st.floats(1e-6, 2.0), st.floats(1e-9, 99.0))
+def test_dumped_studies_read_back_equal(seed, eps_255, step_size_eps, floor_percent):
+    study = parse(
+        tiny(seed=seed, attack={"eps_255": eps_255, "step_size_eps": step_size_eps},
+             similarity={"floor_percent": floor_percent})
+    )  # fmt: skip
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study

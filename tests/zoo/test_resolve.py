@@ -1,0 +1,107 @@
+"""Models are checked before anything runs; each thing that can be wrong has a message that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import DATA, MODELS
+from safetensors.torch import save_file
+
+from simhpc.errors import ModelError
+from simhpc.store.checkpoint import file_sha256
+from simhpc.study import DataConfig, Model
+from simhpc.zoo.resolve import resolve_model
+from simhpc.zoo.timm_import import timm
+
+
+def model(**changes) -> Model:
+    entry = {"key": "m", "weights": "train", **MODELS["cnn"], "data": DATA, **changes}
+    return Model.model_validate(entry, strict=False)
+
+
+def problem(num_classes=10, **changes) -> str:
+    with pytest.raises(ModelError) as caught:
+        resolve_model(model(**changes), num_classes)
+    return str(caught.value)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    built = timm.create_model("resnet18", num_classes=10, **MODELS["cnn"]["args"])
+    save_file(built.state_dict(), tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def test_data_config_is_completed_from_timm_and_overrides_win():
+    resolved = resolve_model(
+        Model(key="m", timm="resnet18", weights="pretrained:a1_in1k", data=DataConfig(crop_pct=0.9)), 1000
+    )
+    expected = timm.data.resolve_data_config({}, pretrained_cfg=timm.models.get_pretrained_cfg("resnet18.a1_in1k").to_dict())
+    assert resolved.data.crop_pct == 0.9
+    assert resolved.data.input_size_px == expected["input_size"][1]
+    assert resolved.data.mean == tuple(expected["mean"])
+    assert resolved.data.std == tuple(expected["std"])
+    assert resolved.data.interpolation == expected["interpolation"]
+
+
+def test_models_built_for_one_size_get_the_studys_size():
+    assert resolve_model(model(**{**MODELS["vit"], "training": None}), 10).data.input_size_px == 16
+
+
+def test_unknown_model_and_tag_suggest_the_nearest():
+    assert "no model 'resnet81'; did you mean" in problem(timm="resnet81")
+    text = problem(weights="pretrained:a1_in2k", args={}, num_classes=1000)
+    assert "no weights 'resnet18.a1_in2k'" in text
+    assert "'a1_in1k'" in text
+
+
+def test_arguments_that_the_model_does_not_take():
+    assert "cannot build 'resnet18' with args {'depht': 3}" in problem(args={"depht": 3})
+
+
+def test_input_size_that_the_model_does_not_take():
+    text = problem(**{**MODELS["convnext"]}, data={**DATA, "input_size_px": 3})
+    assert "does not take 3 x 3 images (data.input_size_px)" in text
+
+
+def test_fewer_outputs_than_classes():
+    assert "has 10 outputs, but the labels of the image set go up to 999" in problem(
+        num_classes=1000, args={**MODELS["cnn"]["args"], "num_classes": 10}
+    )
+
+
+def test_checkpoint_hash_is_filled_in_and_checked(checkpoint):
+    entry = {"weights": f"checkpoint:{checkpoint}", "args": {**MODELS["cnn"]["args"], "num_classes": 10}}
+    assert resolve_model(model(**entry), 10).checkpoint_sha256 == file_sha256(checkpoint)
+    assert "the study says" in problem(**entry, checkpoint_sha256="0" * 64)
+
+
+def test_missing_checkpoint_and_unknown_kind(checkpoint, tmp_path):
+    assert "no checkpoint" in problem(weights=f"checkpoint:{tmp_path}/none.pth")
+    (tmp_path / "w.npz").write_text("x")
+    assert "is not one of .safetensors" in problem(weights=f"checkpoint:{tmp_path}/w.npz")
+    (tmp_path / "w.pth").write_text("x")
+    assert "cannot be read as a checkpoint" in problem(weights=f"checkpoint:{tmp_path}/w.pth")
+
+
+def test_checkpoint_of_another_architecture(checkpoint):
+    text = problem(weights=f"checkpoint:{checkpoint}", timm="resnet34", args={"num_classes": 10})
+    assert "does not fit timm's 'resnet34'" in text
+    assert "missing" in text
+
+
+def test_checkpoint_with_another_head_says_num_classes(checkpoint):
+    text = problem(weights=f"checkpoint:{checkpoint}")
+    assert "fc.weight: (10, 16), not (1000, 16)" in text
+    assert "args.num_classes" in text
+
+
+def test_wrapped_checkpoints_fit(checkpoint, tmp_path):
+    from safetensors.torch import load_file
+
+    state = load_file(checkpoint)
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "ddp.pth")
+    entry = {"weights": f"checkpoint:{tmp_path}/ddp.pth", "args": {**MODELS["cnn"]["args"], "num_classes": 10}}
+    assert resolve_model(model(**entry), 10).checkpoint_sha256
