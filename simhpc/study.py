@@ -304,7 +304,9 @@ def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
             _explain(details)
             for details in error.errors()
             if not (
-                details["loc"][:1] == ("models",) and details["loc"][2:3] == ("training",) and details["loc"][3:] in shared
+                details["loc"][:1] == ("models",)
+                and details["loc"][2:3] == ("training",)
+                and details["loc"][3:] in shared
             )
         ]
         raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None

@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny import DATA, tiny, write_study
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import DATA, tiny, write_study
 
 from simhpc.errors import StudyError
 from simhpc.study import differences, dump_study, load_study, parse_study
@@ -111,8 +111,8 @@ def test_only_models_trained_here_have_training():
 
 def test_a_model_overrides_the_shared_training():
     study = parse(tiny())
-    assert [model.training.epochs for model in study.models] == [3, 3, 6]
-    assert study.models[2].training.lr == 3e-3
+    assert [model.training.epochs for model in study.models] == [6, 6, 8]
+    assert study.models[2].training.weight_decay == study.training.weight_decay
 
 
 def test_relative_paths_are_relative_to_the_study_file(tmp_path):
@@ -152,7 +152,7 @@ def test_differences_name_both_sides_and_added_models_are_none():
     changed = parse(tiny(("cnn", "convnext"), attack={"eps_255": 4}, training={"lr": 1e-3}))
     text = "\n".join(differences(held, changed))
     assert "attack.eps_255: run directory has 32, study has 4" in text
-    assert "models.cnn.training.lr: run directory has 0.003, study has 0.001" in text
+    assert "models.cnn.training.lr: run directory has 0.004, study has 0.001" in text
     assert "models.vit: in the run directory, absent from the study" in text
 
 

@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit": {
         "timm": "vit_tiny_patch16_224",
         "args": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        "training": {"epochs": 6},
+        "training": {"epochs": 8, "lr": 3e-3},
     },
     "cnn-again": {"timm": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_width": 8}},
 }
@@ -36,7 +36,7 @@ def tiny(keys: Iterable[str] = ("cnn", "convnext", "vit"), **changes: Any) -> di
         "name": "tiny",
         "seed": 7,
         "images": {"source": "sklearn-digits", "n": 70},
-        "training": {"epochs": 3, "lr": 3e-3, "hflip_prob": 0.0},
+        "training": {"epochs": 6, "lr": 4e-3, "hflip_prob": 0.0},
         "attack": {"eps_255": 32, "steps": 4, "step_size_eps": 0.4},
         "similarity": {"bootstrap_samples": 200},
         "resources": {"batch_size": 32, "device": "cpu"},

@@ -12,7 +12,7 @@ def duration(seconds: float | None) -> str:
     """`8.2 s`, `3 min 20 s` or `5 h 07 min`; `?` when unknown."""
     if seconds is None:
         return "?"
-    if seconds < 60:
+    if seconds < 59.95:  # what would be written as 60.0 s is a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from simhpc.errors import StudyError
-from simhpc.images import Source
 from simhpc.seeds import derive_seed
 from simhpc.study import DataConfig, Training
 from simhpc.zoo.timm_import import timm
@@ -24,10 +26,20 @@ class TrainingDivergedError(Exception):
     """The loss became NaN or infinite."""
 
 
+class LabelledImages(Protocol):
+    """What training needs of an image source (`simhpc.images.Source`)."""
+
+    labels: NDArray[np.int32]
+
+    def image(self, position: int) -> Image.Image: ...
+
+
 class TrainingImages(Dataset[tuple[torch.Tensor, int]]):
     """Some images of a source with a random transform, decoded on use."""
 
-    def __init__(self, source: Source, positions: Sequence[int], transform: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, source: LabelledImages, positions: Sequence[int], transform: Callable[..., torch.Tensor]
+    ) -> None:
         self._source = source
         self._positions = positions
         self._transform = transform
@@ -71,7 +83,7 @@ def seed_everything(seed: int) -> None:
 
 def train(
     model: nn.Module,
-    images: Source,
+    images: LabelledImages,
     positions: Sequence[int],
     training: Training,
     data: DataConfig,

@@ -30,9 +30,9 @@ class Linear(nn.Module):
 def test_by_hand_on_a_linear_model():
     weights = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1)
     pixels = torch.tensor([[0.5, 0.5, 0.98], [0.5, 0.01, 0.5]]).view(2, 3, 1, 1)
-    attacked = pgd_linf(
-        Linear(weights), pixels, torch.tensor([0, 1]), pixels, eps=0.1, step_size=0.03, steps=10
-    ).view(2, 3)
+    attacked = pgd_linf(Linear(weights), pixels, torch.tensor([0, 1]), pixels, eps=0.1, step_size=0.03, steps=10).view(
+        2, 3
+    )
     # Class 0 loses by lowering the score, class 1 by raising it; then eps, then [0, 1] stop the walk.
     torch.testing.assert_close(attacked[0], torch.tensor([0.4, 0.6, 0.88]))
     torch.testing.assert_close(attacked[1], torch.tensor([0.6, 0.0, 0.6]))

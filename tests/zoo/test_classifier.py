@@ -6,9 +6,7 @@ from torch import nn
 from simhpc.study import DataConfig
 from simhpc.zoo.classifier import PixelClassifier
 
-DATA = DataConfig(
-    input_size_px=4, crop_pct=1.0, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0)
-)
+DATA = DataConfig(input_size_px=4, crop_pct=1.0, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
 
 
 class Sums(nn.Module):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import DATA, MODELS
 from safetensors.torch import save_file
+from tiny import DATA, MODELS
 
 from simhpc.errors import ModelError
 from simhpc.store.checkpoint import file_sha256
@@ -38,7 +38,9 @@ def test_data_config_is_completed_from_timm_and_overrides_win():
     resolved = resolve_model(
         Model(key="m", timm="resnet18", weights="pretrained:a1_in1k", data=DataConfig(crop_pct=0.9)), 1000
     )
-    expected = timm.data.resolve_data_config({}, pretrained_cfg=timm.models.get_pretrained_cfg("resnet18.a1_in1k").to_dict())
+    expected = timm.data.resolve_data_config(
+        {}, pretrained_cfg=timm.models.get_pretrained_cfg("resnet18.a1_in1k").to_dict()
+    )
     assert resolved.data.crop_pct == 0.9
     assert resolved.data.input_size_px == expected["input_size"][1]
     assert resolved.data.mean == tuple(expected["mean"])

@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 import torch
-from tiny import DATA, MODELS
 from safetensors.torch import load_file, save_file
+from tiny import DATA, MODELS
 
 from simhpc.errors import BadFileError, ModelError
 from simhpc.store import checkpoint

@@ -1,0 +1,39 @@
+# The same environment for everything: $(VENV), with the versions in constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
+	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
+
+test: $(VENV)/installed-test ## the tests that take minutes at most
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment, not the results
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simhpc needs Python 3.11 or later; make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: nothing that follows may choose another build of it.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) '.[test]'
+	touch $@
+
+$(VENV)/installed-lint: $(VENV)/installed-test
+	$(INSTALL) '.[test,lint]'
+	touch $@

@@ -1,0 +1,146 @@
+"""The program as it is typed: messages, JSON and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from tiny import tiny, write_study
+
+from simhpc.cli import app
+
+
+@pytest.fixture
+def simhpc(monkeypatch, capfd):
+    """Run the program in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["simhpc", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            app.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    return write_study(tmp_path / "study.toml", tiny())
+
+
+def test_version_and_help(simhpc):
+    assert simhpc("--version") == (0, "simhpc 0.1.0\n", "")
+    for command in ("validate", "run", "aggregate"):
+        code, out, _ = simhpc(command, "--help")
+        assert code == 0
+        assert "Examples" in out
+        assert f"simhpc {command}" in out
+
+
+def test_validate(simhpc, study_file):
+    code, out, _ = simhpc("validate", study_file)
+    assert code == 0
+    assert "valid study: 3 models, 70 images of sklearn-digits" in out
+    code, out, _ = simhpc("validate", study_file, "--json")
+    assert json.loads(out)["models"][0]["data"]["interpolation"] == "bicubic"
+    assert sorted(path.name for path in study_file.parent.iterdir()) == ["study.toml"]
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_bad_study_is_exit_code_2_without_a_traceback(simhpc, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_study(tmp_path / "study.toml", tiny(attack={"epss_255": 4, "eps_255": 0}))
+    code, out, err = simhpc(command, path)
+    assert code == 2
+    assert "attack.epss_255: unknown key; did you mean 'eps_255'?" in err
+    assert "attack.eps_255: must be a whole number" in err
+    assert "Traceback" not in out + err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_debug_shows_the_traceback(simhpc, tmp_path):
+    from simhpc.errors import StudyError
+
+    with pytest.raises(StudyError):
+        simhpc("--debug", "validate", tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "--stages", "atack"), ("run", "--workers", "0"), ("validate",), ("nonsense",)]
+)
+def test_bad_options_are_exit_code_2(simhpc, study_file, arguments):
+    code, _, err = simhpc(*arguments, *([study_file] if arguments[0] == "run" else []))
+    assert code == 2
+    assert err
+    if "atack" in arguments:
+        assert "did you mean 'attack'" in err
+
+
+def test_the_same_command_again_does_nothing(simhpc, study_file, copied):
+    code, out, _ = simhpc("run", study_file, "--out", copied.dir.root)
+    assert code == 0
+    assert "0 task(s) executed" in out
+    assert str(copied.dir.similarity_csv) in out
+
+
+def test_run_executes_what_is_missing_and_says_so(simhpc, study_file, copied):
+    """The whole way through submitit's processes for one added model, counted."""
+    write_study(study_file, tiny(("cnn", "convnext", "vit", "cnn-again")))
+    code, out, err = simhpc("run", study_file, "--out", copied.dir.root, "--json")
+    assert code == 0, err
+    executed = [(entry["stage"], entry["model"]) for entry in json.loads(out)["executed"]]
+    assert sorted(executed) == sorted(
+        [("train", "cnn-again"), ("attack", "cnn-again"), ("aggregate", "all")]
+        + [("evaluate", key) for key in ("cnn", "convnext", "vit", "cnn-again")]
+    )
+    assert "train      cnn-again" in err
+
+
+def test_a_failed_task_is_exit_code_1_with_its_log(simhpc, tmp_path):
+    # A loss that is not finite: the learning rate is legal, and absurd.
+    raw = tiny(("cnn",), training={"lr": 1e30, "epochs": 1})
+    code, out, _ = simhpc("run", write_study(tmp_path / "study.toml", raw), "--out", tmp_path / "run")
+    assert code == 1
+    assert "train      cnn" in out
+    assert "FAILED" in out
+    assert "lower training.lr" in out
+    assert "skipped: train failed" in out
+    log = next(line.split("log: ")[1] for line in out.splitlines() if line.strip().startswith("log: "))
+    assert "TrainingDivergedError" in open(log).read()  # noqa: PTH123, SIM115
+
+
+def test_a_contradicting_study_is_refused(simhpc, tmp_path, copied):
+    path = write_study(tmp_path / "other.toml", tiny(attack={"eps_255": 4}))
+    code, _, err = simhpc("run", path, "--out", copied.dir.root)
+    assert code == 2
+    assert "attack.eps_255: run directory has 32, study has 4" in err
+    assert "Choose another --out" in err
+
+
+def test_aggregate(simhpc, copied, tmp_path):
+    code, out, _ = simhpc("aggregate", copied.dir.root)
+    assert code == 0
+    assert "6 of 6 pairs known" in out
+    copied.dir.predictions("vit").unlink()
+    code, out, err = simhpc("aggregate", copied.dir.root, "--json")
+    assert code == 1
+    assert json.loads(out)["pairs"] == 3
+    assert "predictions/vit.h5 does not exist" in err
+    for nowhere in (tmp_path / "none", tmp_path):
+        code, _, err = simhpc("aggregate", nowhere)
+        assert code == 2
+        assert "is not a" in err
+
+
+def test_an_unreadable_run_directory(simhpc, copied):
+    copied.dir.study.write_text("name = 3")
+    for arguments in (("aggregate", copied.dir.root),):
+        code, _, err = simhpc(*arguments)
+        assert code == 2
+        assert "not a readable run directory" in err

@@ -1,0 +1,107 @@
+"""Jobs of the local executor: real processes through submitit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import MODELS, tiny, write_study
+
+from simhpc.cluster.local import Finished, Running, Skipped, StageStarted, run_stages
+from simhpc.errors import SimhpcError
+from simhpc.stages.prepare import prepare
+from simhpc.stages.progress import read_progress
+from simhpc.stages.task import Task
+from simhpc.study import load_study
+
+
+def test_a_failing_model_stops_no_other_and_names_its_log(copied, tmp_path):
+    """A checkpoint that vanishes after the run was made: one model fails, the others go on."""
+    state = tmp_path / "own.safetensors"
+    shutil.copy(copied.dir.checkpoint("cnn"), state)
+    raw = tiny()
+    entry = {**MODELS["cnn"], "args": {**MODELS["cnn"]["args"], "num_classes": 10}, "data": raw["models"][0]["data"]}
+    raw["models"].append({"key": "broken", "weights": f"checkpoint:{state}", **entry})
+    run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), copied.dir.root)
+    state.unlink()
+    events = list(run_stages(run, ("train", "attack", "evaluate", "aggregate"), workers=2))
+    failed = [event for event in events if isinstance(event, Finished) and event.error]
+    assert [event.task for event in failed] == [Task("attack", "broken")]
+    assert "own.safetensors" in failed[0].error
+    assert "own.safetensors" in failed[0].log.read_text()
+    assert [event.task for event in events if isinstance(event, Skipped)] == [Task("evaluate", "broken")]
+    finished = [event for event in events if isinstance(event, Finished) and not event.error]
+    assert [event.task for event in finished] == [Task("aggregate", "all")]
+    assert any("broken" in problem for problem in finished[0].summary["problems"])
+    assert [event.n_done for event in events if isinstance(event, StageStarted)] == [3, 3, 3, 0]
+
+
+def test_progress_is_seen_and_left_behind(copied):
+    copied.dir.predictions("cnn").unlink()
+    copied.dir.predictions("vit").unlink()
+    events = list(run_stages(copied, ("evaluate",), workers=1))
+    running = [event for event in events if isinstance(event, Running)]
+    assert {len(event.readings) for event in running} == {1}
+    assert {event.n_waiting for event in running} == {0, 1}
+    last = read_progress(copied.dir.progress("evaluate", "vit"))
+    assert last.state == "finished"
+    assert last.done == last.total > 0
+
+
+def test_leaving_early_cancels_what_runs(make_study, tmp_path):
+    run = prepare(make_study(("cnn",), training={"epochs": 10_000}), tmp_path / "run")
+    events = run_stages(run, ("train",), workers=1)
+    progress = None
+    for event in events:
+        if isinstance(event, Running) and (progress := event.readings[Task("train", "cnn")]) and progress.done:
+            break
+    events.close()
+    # Both submitit's controller and the job itself have to go.
+    deadline = time.time() + 20
+    while _alive(progress.pid) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not _alive(progress.pid)
+    assert not run.dir.checkpoint("cnn").exists()
+
+
+def test_a_killed_job_is_a_failure_with_a_message(make_study, tmp_path):
+    run = prepare(make_study(("cnn",), training={"epochs": 10_000}), tmp_path / "run")
+    killed = False
+    finished = None
+    for event in run_stages(run, ("train",), workers=1):
+        if isinstance(event, Running) and not killed:
+            progress = event.readings[Task("train", "cnn")]
+            if progress is not None and progress.done:
+                subprocess.run(["kill", f"-{int(signal.SIGKILL)}", str(progress.pid)], check=True)
+                killed = True
+        if isinstance(event, Finished):
+            finished = event
+    assert killed
+    assert finished is not None
+    assert finished.error
+
+
+def test_a_path_that_submitit_would_misread(finished, tmp_path):
+    shutil.copytree(finished.dir.root, tmp_path / "100%jobs")
+    from simhpc.rundir import open_run
+
+    run = open_run(tmp_path / "100%jobs")
+    run.dir.predictions("cnn").unlink()
+    with pytest.raises(SimhpcError, match="reads '%'"):
+        list(run_stages(run, ("evaluate",), workers=1))
+
+
+def test_jobs_import_nothing_that_was_pickled():
+    """What a job's pickle refers to is a function of ours by name, and strings."""
+    program = "import pickle; from simhpc.stages.task import execute_task; print(len(pickle.dumps(execute_task)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 100
+
+
+def _alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simhpc.report import heatmap
+from simhpc.store.similarity import SimilarityMatrix
+
+
+def matrix(m, sat):
+    counts = np.ones((m, m), dtype=np.int64)
+    names = [f"model-{k}" for k in range(m)]
+    return SimilarityMatrix(
+        models=names, timm_names=names, sat=sat, ci_low=sat, ci_high=sat, n_common=counts, n_fooled=counts,
+        n_both=counts, clean_accuracy=np.ones(m), n_images=1, floor_percent=0.01, confidence=0.95,
+        inputs_sha256="", problems=[],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 25])
+@pytest.mark.parametrize("kind", ["numbers", "constant", "unknown", "holes"])
+def test_any_matrix_can_be_drawn(tmp_path, m, kind):
+    sat = np.random.default_rng(0).normal(2, 1, (m, m))
+    sat = (sat + sat.T) / 2
+    if kind == "constant":
+        sat[:] = 3.0
+    if kind == "unknown":
+        sat[:] = np.nan
+    if kind == "holes":
+        sat[0] = sat[:, 0] = np.nan
+    heatmap.write(matrix(m, sat), tmp_path / "figures" / "h.png", title="x")
+    with Image.open(tmp_path / "figures" / "h.png") as picture:
+        assert picture.width > 400
+
+
+def test_rows_and_columns_are_ordered_alike_and_labelled():
+    group = np.array([0, 1, 0, 1, 0, 1])
+    sat = np.where(group[:, None] == group, 4.0, 1.0) + np.eye(6)
+    axes = heatmap.draw(matrix(6, sat), title="x").axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == [label.get_text() for label in axes.get_xticklabels()]
+    drawn = group[[int(name.removeprefix("model-")) for name in rows]]
+    assert np.count_nonzero(np.diff(drawn)) == 1
+    shown = axes.images[0].get_array()
+    assert (np.diag(shown) == 5.0).all()

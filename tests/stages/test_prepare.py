@@ -1,0 +1,113 @@
+"""Making a run directory: nothing is written on bad input, nothing held is contradicted."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+from tiny import tiny, write_study
+
+from simhpc.errors import ImageSourceError, ModelError, SimhpcError, StudyError
+from simhpc.rundir import open_run
+from simhpc.stages.prepare import check, prepare, version_changes
+from simhpc.study import load_study
+
+
+def study(tmp_path, *args, **changes):
+    return load_study(write_study(tmp_path / "study.toml", tiny(*args, **changes)))
+
+
+def test_the_frozen_copy_is_complete_and_opens_equal(make_study, tmp_path):
+    run = prepare(make_study(), tmp_path / "run")
+    assert open_run(tmp_path / "run") == run
+    text = run.dir.study.read_text()
+    for resolved in ("interpolation", "mean", "size_px = 8", "weight_decay", "confidence"):
+        assert resolved in text
+    assert version_changes(run) == []
+    run.dir.versions.write_text(run.dir.versions.read_text().replace('"timm": "', '"timm": "0'))
+    assert any(change.startswith("timm was 0") for change in version_changes(run))
+
+
+def test_preparing_again_changes_nothing(make_study, tmp_path):
+    run = prepare(make_study(), tmp_path / "run")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.dir.root.iterdir()}
+    assert prepare(make_study(), tmp_path / "run") == run
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.dir.root.iterdir()} == before
+
+
+def test_a_contradiction_is_refused_with_the_difference(make_study, tmp_path):
+    run = prepare(make_study(), tmp_path / "run")
+    before = run.dir.study.read_bytes()
+    with pytest.raises(StudyError, match="attack.steps: run directory has 4, study has 9"):
+        prepare(make_study(attack={"steps": 9}), tmp_path / "run")
+    with pytest.raises(StudyError, match=r"models\.vit: in the run directory, absent from the study"):
+        prepare(make_study(("cnn", "convnext")), tmp_path / "run")
+    with pytest.raises(StudyError, match=r"models\.cnn\.data\.mean"):
+        raw = tiny()
+        raw["models"][0]["data"] = {**raw["models"][0]["data"], "mean": [0.1, 0.1, 0.1]}
+        prepare(load_study(write_study(tmp_path / "other.toml", raw)), tmp_path / "run")
+    assert run.dir.study.read_bytes() == before
+
+
+def test_added_models_and_changed_resources_are_taken_up(make_study, tmp_path):
+    prepare(make_study(("cnn",)), tmp_path / "run")
+    run = prepare(make_study(("cnn", "vit"), resources={"batch_size": 5}), tmp_path / "run")
+    assert [model.key for model in open_run(tmp_path / "run").study.models] == ["cnn", "vit"]
+    assert run.study.resources.batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ({"timm": "resnet81"}, ModelError),
+        ({"weights": "pretrained:none_in1k"}, ModelError),
+        ({"weights": "checkpoint:none.pth"}, ModelError),
+        ({"args": {"nonsense": 1}}, ModelError),
+        ({"training": {"optimizer": "adamm"}}, StudyError),
+        ({"training": {"auto_augment": "nonsense"}}, StudyError),
+    ],
+)
+def test_bad_models_leave_nothing_behind(tmp_path, model, error):
+    raw = tiny(("cnn",))
+    raw["models"][0].update(model)
+    if raw["models"][0]["weights"] != "train":
+        raw["models"][0].pop("training", None)
+    given = load_study(write_study(tmp_path / "study.toml", raw))
+    with pytest.raises(error, match="'cnn'"):
+        prepare(given, tmp_path / "deep" / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.toml"]
+
+
+def test_bad_images_leave_nothing_behind(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for k in range(3):
+            Image.new("RGB", (8, 8), (k, k, k)).save(folder / name / f"{k}.png")
+    images = {"source": f"folder:{folder}", "n": 5, "size_px": 8}
+    given = study(tmp_path, ("cnn",), images=images)
+    (folder / "a" / "1.png").write_text("no picture")
+    (folder / "b" / "1.png").write_text("no picture")
+    with pytest.raises(ImageSourceError, match=r"1\.png is not a readable image"):
+        prepare(given, tmp_path / "deep" / "run")
+    (folder / "empty").mkdir()
+    with pytest.raises(ImageSourceError, match="empty is empty"):
+        check(given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "study.toml"]
+
+
+@pytest.mark.parametrize("n", [1797, 1798])
+def test_no_images_left_or_too_few(tmp_path, n):
+    expected = "none is left to train on" if n == 1797 else "1798 images asked for, sklearn-digits has 1797"
+    with pytest.raises(SimhpcError, match=expected):
+        prepare(study(tmp_path, images={"n": n}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_not_touched(make_study, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(StudyError, match="exists and is not a run directory"):
+        prepare(make_study(), tmp_path / "mine")
+    with pytest.raises(StudyError, match="exists and is not a run directory"):
+        prepare(make_study(), tmp_path / "mine" / "thesis.txt")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
