@@ -44,7 +44,9 @@ def aggregate(
         for path in written:
             output.print(str(path), markup=False, soft_wrap=True)
         output.print(f"{summary['pairs']} of {summary['all_pairs']} pairs known")
+        for note in summary["notes"]:
+            output.print(f"note: {note}", markup=False, soft_wrap=True)
     for problem in summary["problems"]:
-        errors.print(problem, markup=False, soft_wrap=True)
+        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
     if summary["problems"]:
         raise typer.Exit(1)

@@ -146,10 +146,11 @@ class _Display:
             self.say(f"models   {run.dir.models_csv}\nheatmap  {run.dir.heatmap}")
 
     def _warn(self, summary: dict[str, Any]) -> None:
-        for problem in summary.get("problems", []):
-            self.say(f"  warning: {problem}")
+        for kind in ("problem", "note"):
+            for line in summary.get(f"{kind}s", []):
+                self.say(f"  {kind}: {line}")
         if summary.get("missing"):
-            self.say(f"  warning: no adversarial sets yet of {summary['missing']}")
+            self.say(f"  note: no adversarial sets yet of {summary['missing']}")
 
     def _table(self, event: Any) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -22,6 +22,7 @@ from simhpc.stages.validity import adversarial_header, check_provenance
 from simhpc.store import predictions, similarity
 from simhpc.store.predictions import NOT_SHOWN, PredictionSet
 from simhpc.store.similarity import SimilarityMatrix
+from simhpc.study import Model
 
 STAGE = "aggregate"
 
@@ -44,7 +45,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
     """Make `similarity.h5`, the tables and the heatmap.
 
     Returns:
-        `models`, `pairs` known of `all_pairs`, `problems` (list of lines).
+        `models`, `pairs` known of `all_pairs`, `problems` and `notes` (lists of lines).
     """
     matrix = aggregate(run, report)
     from simhpc.report import heatmap, tables
@@ -61,6 +62,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
         "pairs": int(np.isfinite(matrix.sat[upper]).sum()),
         "all_pairs": len(upper[0]),
         "problems": matrix.problems,
+        "notes": matrix.notes,
     }
 
 
@@ -79,12 +81,11 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         samples=settings.bootstrap_samples,
         seed=derive_seed(run.study.seed, "bootstrap"),
     )
-    problems = list(gathered.problems)
-    empty = np.argwhere(np.triu(known & (counts.common == 0)))
-    problems += [
-        f"{models[a].key} and {models[b].key} have no image that both classify correctly: their similarity is unknown"
-        for a, b in empty
-    ]
+    notes = []
+    if empty := _pairs(models, known & (counts.common == 0)):
+        notes.append(f"no image is classified correctly by both, so the similarity is unknown (nan): {empty}")
+    if floored := _pairs(models, analysis.floor_binds(counts, settings.floor_percent)):
+        notes.append(f"the floor of {settings.floor_percent} % stands for a lower fooling rate: {floored}")
     accuracy = np.where(gathered.predicted, gathered.correct.sum(1) / max(1, gathered.n_images), np.nan)
     return SimilarityMatrix(
         models=[model.key for model in models],
@@ -100,8 +101,17 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         floor_percent=settings.floor_percent,
         confidence=settings.confidence,
         inputs_sha256=inputs_sha256,
-        problems=problems,
+        problems=gathered.problems,
+        notes=notes,
     )
+
+
+def _pairs(models: Sequence[Model], which: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+    """Names of the marked unordered pairs, the first ten of them, or an empty string."""
+    marked = np.argwhere(np.triu(which))
+    names = [f"{models[a].key} / {models[b].key}" for a, b in marked[:10]]
+    more = f" and {len(marked) - 10} more pairs" if len(marked) > 10 else ""
+    return ", ".join(names) + more
 
 
 @dataclass

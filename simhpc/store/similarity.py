@@ -30,6 +30,7 @@ class SimilarityMatrix:
         floor_percent, confidence: the study's settings.
         inputs_sha256: identity of all that it was made from.
         problems: what was missing or invalid, one line each.
+        notes: pairs whose number needs a word (empty X_AB, floor), one line each.
     """
 
     models: list[str]
@@ -46,6 +47,7 @@ class SimilarityMatrix:
     confidence: float
     inputs_sha256: str
     problems: list[str]
+    notes: list[str]
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
@@ -63,6 +65,7 @@ class SimilarityMatrix:
                 "models": np.array(self.models, dtype=object),
                 "timm_names": np.array(self.timm_names, dtype=object),
                 "problems": np.array(self.problems, dtype=object),
+                "notes": np.array(self.notes, dtype=object),
                 "sat": self.sat,
                 "ci_low": self.ci_low,
                 "ci_high": self.ci_high,
@@ -100,6 +103,7 @@ def load(path: Path) -> SimilarityMatrix:
             confidence=hdf5.attribute(path, attributes, "confidence"),
             inputs_sha256=hdf5.attribute(path, attributes, "inputs_sha256"),
             problems=list(hdf5.read(path, file, "problems", dtype="str", shape=(None,))),
+            notes=list(hdf5.read(path, file, "notes", dtype="str", shape=(None,))),
         )
 
 

@@ -14,7 +14,7 @@ def matrix(m, sat):
     return SimilarityMatrix(
         models=names, timm_names=names, sat=sat, ci_low=sat, ci_high=sat, n_common=counts, n_fooled=counts,
         n_both=counts, clean_accuracy=np.ones(m), n_images=1, floor_percent=0.01, confidence=0.95,
-        inputs_sha256="", problems=[],
+        inputs_sha256="", problems=[], notes=[],
     )  # fmt: skip
 
 

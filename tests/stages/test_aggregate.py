@@ -126,3 +126,17 @@ def test_tables_and_matrix_say_the_same(finished):
     with finished.dir.models_csv.open() as file:
         models = list(csv.DictReader(file))
     assert [float(row["clean_accuracy"]) for row in models] == matrix.clean_accuracy.tolist()
+
+
+def test_pairs_at_the_floor_are_named(copied):
+    """Predictions in which nothing transfers from cnn to vit or back: the number is the floor's, and said so."""
+    for target, source in (("vit", "cnn"), ("cnn", "vit")):
+        path = copied.dir.predictions(target)
+        found = predictions.load(path)
+        pred, row = found.adv_pred.copy(), found.sources.index(source)
+        pred[row] = np.where(pred[row] == predictions.NOT_SHOWN, pred[row], found.labels)
+        predictions.PredictionSet(**{**vars(found), "adv_pred": pred}).save(path)
+    summary = execute(copied)
+    assert summary["problems"] == []
+    assert summary["notes"] == ["the floor of 0.01 % stands for a lower fooling rate: cnn / vit"]
+    assert similarity.load(copied.dir.similarity).sat[0, 2] == np.log(0.01)

@@ -41,10 +41,11 @@ def test_a_contradiction_is_refused_with_the_difference(make_study, tmp_path):
         prepare(make_study(attack={"steps": 9}), tmp_path / "run")
     with pytest.raises(StudyError, match=r"models\.vit: in the run directory, absent from the study"):
         prepare(make_study(("cnn", "convnext")), tmp_path / "run")
+    raw = tiny()
+    raw["models"][0]["data"] = {**raw["models"][0]["data"], "mean": [0.1, 0.1, 0.1]}
+    other = load_study(write_study(tmp_path / "other.toml", raw))
     with pytest.raises(StudyError, match=r"models\.cnn\.data\.mean"):
-        raw = tiny()
-        raw["models"][0]["data"] = {**raw["models"][0]["data"], "mean": [0.1, 0.1, 0.1]}
-        prepare(load_study(write_study(tmp_path / "other.toml", raw)), tmp_path / "run")
+        prepare(other, tmp_path / "run")
     assert run.dir.study.read_bytes() == before
 
 
