@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,9 @@ def run(
     ),
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Tasks at once.", show_default="cores / resources.threads_per_task"),
+        typer.Option(
+            metavar="N", min=1, help="Tasks at once.", show_default="one per GPU, or cores / threads_per_task"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON at the end.")] = False,
 ) -> None:
@@ -48,7 +49,7 @@ def run(
 
       simhpc run jobs/demo.toml --stages evaluate,aggregate
     """
-    from simhpc.cluster.local import run_stages
+    from simhpc.cluster.local import default_workers, run_stages
     from simhpc.stages.prepare import prepare, version_changes
 
     wanted = _stages(stages)
@@ -59,9 +60,8 @@ def run(
     run = prepare(study, root)
     for change in version_changes(run):
         errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
-    count = workers or max(1, (os.cpu_count() or 1) // study.resources.threads_per_task)
     started_s = time.monotonic()
-    events = run_stages(run, wanted, count)
+    events = run_stages(run, wanted, workers or default_workers(run))
     try:
         with display.live():
             for event in events:

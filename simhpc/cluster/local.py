@@ -110,12 +110,12 @@ class _Started:
 
 def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
     waiting, running = list(todo), list[_Started]()
-    n_gpus = _gpu_count(run)
+    gpus = _gpus(run)
     try:
         while waiting or running:
             free = sorted(set(range(workers)) - {started.slot for started in running})
             while waiting and free:
-                running.append(_start(run, waiting.pop(0), free.pop(0), n_gpus))
+                running.append(_start(run, waiting.pop(0), free.pop(0), gpus))
             time.sleep(_POLL_S)
             for started in [started for started in running if started.job.done()]:
                 running.remove(started)
@@ -128,7 +128,7 @@ def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
             started.job.cancel()
 
 
-def _start(run: Run, task: Task, slot: int, n_gpus: int) -> _Started:
+def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
     # A folder of its own: local job numbers are process numbers, and those come back.
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = run.dir.submissions / "local" / f"{task.stage}-{task.model}-{stamp}-{secrets.token_hex(2)}"
@@ -136,8 +136,8 @@ def _start(run: Run, task: Task, slot: int, n_gpus: int) -> _Started:
         raise SimhpcError(f"{run.dir.root}: submitit reads '%' in a path as a job number; choose another --out")
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=_TIMEOUT_MIN)
-    if n_gpus:
-        executor.update_parameters(gpus_per_node=1, visible_gpus=[slot % n_gpus])
+    if gpus:
+        executor.update_parameters(gpus_per_node=1, visible_gpus=[gpus[slot % len(gpus)]])
     job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
     return _Started(task, slot, job, time.time())
 
@@ -167,10 +167,18 @@ def _last_line(text: str) -> str:
     return (errors or lines or ["it ended without a word"])[-1]
 
 
-def _gpu_count(run: Run) -> int:
-    """GPUs that tasks may use, without importing torch: the device files, less what CUDA_VISIBLE_DEVICES hides."""
+def default_workers(run: Run) -> int:
+    """Tasks at once when nobody says: one per GPU, else as many as the cores allow."""
+    cores = os.cpu_count() or 1
+    return len(_gpus(run)) or max(1, cores // run.study.resources.threads_per_task)
+
+
+def _gpus(run: Run) -> list[int]:
+    """GPUs that tasks may use, without importing torch: the device files, or what CUDA_VISIBLE_DEVICES names."""
     if run.study.resources.device == "cpu":
-        return 0
-    present = len([entry for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit()])
+        return []
+    present = sorted(int(entry.name[6:]) for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if visible is None else min(present, len([part for part in visible.split(",") if part]))
+    if visible is None or not present:
+        return present
+    return [int(name) for name in visible.split(",") if name.strip().isdigit()]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from simhpc.errors import BadFileError
 from simhpc.store import hdf5
+from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
 KIND, VERSION = "simhpc-adversarial", 1
@@ -79,6 +80,7 @@ class AdversarialSet:
         )
 
 
+@cached_by_file
 def header(path: Path) -> Header:
     """Read the header, and check that the datasets have the shapes it promises.
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store.atomic import replacing
+from simhpc.store.filecache import cached_by_file
 
 KIND, VERSION = "simhpc-checkpoint", "1"
 
@@ -31,6 +32,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
         save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
 
 
+@cached_by_file
 def metadata_of(path: Path) -> dict[str, str]:
     """The provenance in the file's header, without reading the weights.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simhpc.store import hdf5
+from simhpc.store.filecache import cached_by_file
 
 KIND, VERSION = "simhpc-images", 1
 
@@ -81,6 +82,7 @@ def load(path: Path) -> ImageSet:
         )
 
 
+@cached_by_file
 def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
     return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))

@@ -105,3 +105,31 @@ def test_jobs_import_nothing_that_was_pickled():
 def _alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("device", "files", "visible", "expected"),
+    [
+        ("auto", ["nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"], None, [0, 1, 10]),
+        ("auto", ["nvidia0", "nvidia1", "nvidia2"], "2,0", [2, 0]),
+        ("auto", ["nvidia0"], "", []),
+        ("cpu", ["nvidia0"], None, []),
+        ("auto", [], None, []),
+    ],
+)
+def test_gpus_are_those_that_may_be_used(make_study, monkeypatch, tmp_path, device, files, visible, expected):
+    from simhpc.cluster import local
+    from simhpc.rundir import Run, RunDir
+
+    for name in files:
+        (tmp_path / "dev" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "dev" / name).touch()
+    monkeypatch.setattr(local, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    study = make_study(resources={"device": device, "threads_per_task": 1})
+    run = Run(RunDir(tmp_path), study)
+    assert local._gpus(run) == expected
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 6)
+    assert local.default_workers(run) == (len(expected) or 6)
