@@ -91,14 +91,17 @@ class Folder:
         class_to_index = _label_folders(root, labels)
         _check_contents(root, class_to_index, timm.data.get_img_extensions(as_set=True))
         self._reader = timm.data.create_dataset("", root=str(root), class_map=class_to_index).reader
-        self.ids: Sequence[str] = self._reader.filenames()
-        self.labels = np.array([target for _, target in self._reader.samples], dtype=np.int32)
-        names = {index: name for name, index in class_to_index.items()}
-        self.classes = [names.get(index, "") for index in range(max(names) + 1)]
+        names = self._reader.filenames()
+        # timm reads hidden files such as macOS's `._1.png` too.
+        self._positions = [k for k, name in enumerate(names) if not _is_ignored(Path(name).name)]
+        self.ids: Sequence[str] = [names[k] for k in self._positions]
+        self.labels = np.array([self._reader.samples[k][1] for k in self._positions], dtype=np.int32)
+        folders = {index: name for name, index in class_to_index.items()}
+        self.classes = [folders.get(index, "") for index in range(max(folders) + 1)]
 
     def image(self, position: int) -> Image.Image:
         # The reader, not timm's dataset: that one replaces an unreadable image by its neighbour.
-        stream, _ = self._reader[position]
+        stream, _ = self._reader[self._positions[position]]
         with stream:
             try:
                 return Image.open(stream).convert("RGB")
@@ -178,6 +181,26 @@ def build_image_set(spec: Images, source: Source, seed: int, settings_sha256: st
     )
 
 
+def check_classes(training: list[str], shown: list[str], where: str) -> None:
+    """Check that a class index means the same class in training images as in the image set.
+
+    Args:
+        training, shown: class names by index, "" where there is none.
+        where: the source of the training images, for the message.
+
+    Raises:
+        ImageSourceError: an index has two meanings, or is unknown to the image set.
+    """
+    for index, name in enumerate(training):
+        known = shown[index] if index < len(shown) else ""
+        if name and name != known:
+            meaning = f"is {known!r} in the image set" if known else "is no class of the image set"
+            raise ImageSourceError(
+                f"{where}: class index {index} is {name!r} there and {meaning}; training images need the same class "
+                "folders (or labels = 'index' or 'map:FILE')"
+            )
+
+
 def training_positions(source: Source, chosen: ImageSet, *, same_source: bool) -> list[int]:
     """Positions in `source` that share no image with the study's image set, by name and by content.
 
@@ -232,7 +255,7 @@ def _label_folders(root: Path, labels: str) -> dict[str, int]:
     if labels == "sorted":
         return {name: index for index, name in enumerate(names)}
     if labels == "index":
-        if wrong := [name for name in names if not name.isascii() or not name.isdigit()]:
+        if wrong := [name for name in names if not _is_class_index(name)]:
             raise ImageSourceError(
                 f"images.labels = 'index', but the class folder {root / wrong[0]} is not named by a class index"
             )
@@ -266,11 +289,16 @@ def read_label_map(path: Path) -> dict[str, int]:
         raise ImageSourceError(f"cannot read the label map {path}: {error}") from None
     label_map: dict[str, int] = {}
     for pair in pairs:
-        if len(pair) != 2 or not str(pair[1]).isdigit():
+        if len(pair) != 2 or not _is_class_index(str(pair[1])):
             raise ImageSourceError(f"label map {path}: {' '.join(map(str, pair))!r} is not a folder and a class index")
         if label_map.setdefault(str(pair[0]), int(pair[1])) != int(pair[1]):
             raise ImageSourceError(f"label map {path}: {pair[0]!r} has two class indices")
     return label_map
+
+
+def _is_class_index(text: str) -> bool:
+    # No classifier has more outputs than this; a list of class names is made up to the largest index.
+    return text.isascii() and text.isdigit() and int(text[:9]) < 1_000_000 and len(text) < 8
 
 
 def _check_contents(root: Path, class_folders: Iterable[str], suffixes: set[str]) -> None:

@@ -21,8 +21,9 @@ class RunDir:
         return self.root / "study.toml"
 
     @property
-    def versions(self) -> Path:
-        return self.root / "versions.json"
+    def frozen(self) -> Path:
+        """Beside the frozen study: what it was resolved from, and with which versions."""
+        return self.root / "frozen.json"
 
     @property
     def images(self) -> Path:
@@ -82,7 +83,9 @@ def open_run(root: Path) -> Run:
     """
     run_dir = RunDir(root.resolve())
     if not root.is_dir():
-        raise BadFileError(f"{root} is not a run directory: there is no such folder")
+        raise BadFileError(
+            f"{root} is not a run directory: " + ("it is a file" if root.exists() else "there is no such folder")
+        )
     try:
         study = load_study(run_dir.study)
     except StudyError as error:

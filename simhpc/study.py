@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 import typing
@@ -77,7 +78,7 @@ class Training(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
     optimizer: str = "adamw"
     """Any name of `timm.optim.list_optimizers()`."""
-    lr: Positive = 1e-3
+    lr: Annotated[float, Field(gt=0, le=1000)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     """Linear warm-up before the cosine decay to zero."""
@@ -135,7 +136,7 @@ class Model(_Section):
     @classmethod
     def _no_tag(cls, value: str) -> str:
         name, dot, tag = value.partition(".")
-        if dot:
+        if dot and re.fullmatch(r"\w+", name):
             raise ValueError(f'write timm = "{name}" and weights = "pretrained:{tag}"')
         return value
 
@@ -150,6 +151,7 @@ class Model(_Section):
     @classmethod
     def _args_are_the_models_own(cls, value: dict[str, Any]) -> dict[str, Any]:
         reserved = {
+            "features_only",
             "pretrained",
             "pretrained_cfg",
             "pretrained_cfg_overlay",
@@ -159,6 +161,8 @@ class Model(_Section):
         }
         if taken := sorted(reserved & value.keys()):
             raise ValueError(f"{', '.join(taken)} cannot be set here: the weights come from the key 'weights'")
+        if "num_classes" in value and not (type(value["num_classes"]) is int and value["num_classes"] >= 2):
+            raise ValueError(f"num_classes must be a whole number from 2 on, not {value['num_classes']!r}")
         if value.get("in_chans", 3) != 3:
             raise ValueError(f"in_chans must be 3, not {value['in_chans']!r}: attacks act on RGB pixels")
         return value
@@ -249,11 +253,11 @@ class Study(_Section):
         seen: dict[str, str] = {}
         for model in self.models:
             # Two keys that differ only in case would be one file on some file systems.
-            twin = seen.setdefault(model.key.casefold(), model.key)
-            if twin is not model.key:
+            if (folded := model.key.casefold()) in seen:
                 raise ValueError(
-                    f"two models have the key {model.key!r}" + (f" ({twin!r})" if twin != model.key else "")
+                    f"two models have the keys {seen[folded]!r} and {model.key!r}: one file could not hold both"
                 )
+            seen[folded] = model.key
         return self
 
     def model(self, key: str) -> Model:
@@ -281,33 +285,36 @@ def load_study(path: Path) -> Study:
             and what is allowed.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise StudyError(f"no study file {path}") from None
     except OSError as error:
         raise StudyError(f"cannot read study file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text, so it is not a study file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is not valid TOML: {error}") from None
     return parse_study(raw, base=path.resolve().parent, where=str(path))
 
 
 def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
     """Validate a study given as plain data; see `load_study`."""
-    raw = _with_training_merged(raw)
+    _check_plain(raw, "", where)
+    raw = _with_training_merged(raw, where)
     try:
-        study = Study.model_validate_json(json.dumps(raw, default=str))
+        study = Study.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         shared = {details["loc"][1:] for details in error.errors() if details["loc"][:1] == ("training",)}
         lines = [
             _explain(details)
             for details in error.errors()
+            # A model's training repeats what is wrong in [training]; a list of bad models is "too short" without them.
             if not (
                 details["loc"][:1] == ("models",)
                 and details["loc"][2:3] == ("training",)
                 and details["loc"][3:] in shared
             )
+            and not (details["type"] == "too_short" and details["input"])
         ]
         raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None
     return _with_absolute_paths(study, base)
@@ -349,9 +356,30 @@ def _image_source(value: str) -> str:
     return value
 
 
-def _with_training_merged(raw: dict[str, Any]) -> dict[str, Any]:
+def _check_plain(value: object, key: str, where: str) -> None:
+    """TOML also has dates and times, and numbers that are none; no key of a study takes those."""
+    match value:
+        case dict():
+            for name, item in value.items():
+                _check_plain(item, f"{key}.{name}" if key else str(name), where)
+        case list():
+            for position, item in enumerate(value, start=1):
+                _check_plain(item, f"{key}.{position}", where)
+        case float() if not math.isfinite(value):
+            raise StudyError(f"{where}: {key}: must be a finite number (given: {value})")
+        case str() | int() | float():
+            return
+        case _:
+            raise StudyError(
+                f"{where}: {key}: dates and times are not used in a study (given: {value}); quote it if it is a name"
+            )
+
+
+def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """Give each model that is trained here the whole of [training] with its own overrides on top."""
     shared, models = raw.get("training", {}), raw.get("models")
+    if isinstance(models, dict):
+        raise StudyError(f"{where}: models: each model is a table of its own that begins with [[models]], not [models]")
     if not isinstance(models, list) or not isinstance(shared, dict):
         return raw
     merged = []
@@ -405,6 +433,13 @@ def _explain(details: ErrorDetails) -> str:
     if details["type"] == "string_pattern_mismatch" and loc[-1] in ("key", "name"):
         return f"{where}: letters, digits and _ . + - only, starting with a letter or digit, at most 100{given}"
     message = details["msg"].removeprefix("Value error, ")
+    for theirs, toml in (
+        ("a valid array", "a list"),
+        ("an object", "a table"),
+        ("Tuple", "List"),
+        ("after validation, ", ""),
+    ):
+        message = message.replace(theirs, toml)
     # A whole section as "what was given" hides the message behind a page of data.
     return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else given)
 

@@ -86,6 +86,16 @@ def test_a_copy_under_another_name_is_not_trained_on(tmp_path):
     assert kept == ["a/0.png", "b/0.png"]
 
 
+def test_training_classes_must_mean_the_same():
+    shown = ["cat", "dog", "", "emu"]
+    im.check_classes(["cat", "dog"], shown, "folder:t")
+    im.check_classes(["", "dog", "", "emu"], shown, "folder:t")
+    with pytest.raises(ImageSourceError, match="folder:t: class index 0 is 'dog' there and is 'cat' in the image set"):
+        im.check_classes(["dog"], shown, "folder:t")
+    with pytest.raises(ImageSourceError, match="class index 4 is 'fox' there and is no class of the image set"):
+        im.check_classes([*shown, "fox"], shown, "folder:t")
+
+
 def test_labels_by_sorted_position_index_and_map(tmp_path):
     root = make_folder(tmp_path / "f", {"10": 1, "2": 1, "430": 2})
     # Natural order, as timm sorts: 2 before 10.
@@ -129,6 +139,8 @@ def test_images_of_any_size_become_centre_squares(tmp_path):
         (lambda root: (root.parent / "m.txt").write_text("a 1\n"), "map:{root}/../m.txt", "b is not in the label map"),
         (lambda root: (root.parent / "m.txt").write_text("a 1\nb 1\n"), "map:{root}/../m.txt", "same class index 1"),
         (lambda root: (root.parent / "m.txt").write_text("a one\n"), "map:{root}/../m.txt", "'a one' is not a folder"),
+        (lambda root: (root.parent / "m.txt").write_text("a ²\n"), "map:{root}/../m.txt", "'a ²' is not a folder"),
+        (lambda root: (root.parent / "m.txt").write_text("a 9999999\n"), "map:{root}/../m.txt", "is not a folder"),
         (lambda root: (root.parent / "m.json").write_text("[1]"), "map:{root}/../m.json", "cannot read the label map"),
     ],
 )
@@ -143,6 +155,7 @@ def test_hidden_files_and_folders_are_no_images(tmp_path):
     root = make_folder(tmp_path / "f", {"a": 1})
     (root / "a" / ".DS_Store").write_text("x")
     (root / "a" / "Thumbs.db").write_text("x")
+    (root / "a" / "._0.png").write_text("macOS leaves these beside images on foreign disks")
     (root / ".cache").mkdir()
     assert list(im.open_source(f"folder:{root}", "sorted").ids) == ["a/0.png"]
 

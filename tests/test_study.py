@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def test_every_error_names_the_key_and_what_is_allowed(change, expected):
         ({"weights": "pretrained:"}, "'pretrained:TAG'"),
         ({"args": {"in_chans": 1}}, "in_chans must be 3"),
         ({"args": {"pretrained": True}}, "cannot be set here"),
+        ({"args": {"features_only": True}}, "cannot be set here"),
+        ({"args": {"num_classes": 0}}, "num_classes must be a whole number from 2 on"),
         ({"data": {"input_size": 32}}, "models.1.data.input_size: unknown key; did you mean 'input_size_px'?"),
         ({"data": {"std": [0.5, 0.0, 0.5]}}, "models.1.data.std.2"),
         ({"training": {"lrr": 1}}, "models.1.training.lrr: unknown key; did you mean 'lr'?"),
@@ -94,14 +97,37 @@ def test_errors_in_a_model(model, expected):
 
 def test_all_problems_are_reported_at_once_and_shared_ones_only_once():
     text = problem(tiny(training={"epochs": 0}, attack={"steps": 0}))
-    assert "2 problem(s)" in text
+    assert "2 problem(s)" in text  # and not a third, that too few models are valid
     assert "training.epochs" in text
     assert "attack.steps" in text
 
 
-def test_keys_that_would_be_one_file_are_refused():
-    models = [{"key": key, "timm": "resnet18", "weights": "train"} for key in ("Net", "net")]
-    assert "two models have the key 'net' ('Net')" in problem(tiny(models=models))
+@pytest.mark.parametrize("keys", [("Net", "net"), ("net", "net")])
+def test_keys_that_would_be_one_file_are_refused(tmp_path, keys):
+    models = [{"key": key, "timm": "resnet18", "weights": "train"} for key in keys]
+    with pytest.raises(StudyError, match=f"two models have the keys '{keys[0]}' and '{keys[1]}'"):
+        load_study(write_study(tmp_path / "study.toml", tiny(models=models)))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"name": datetime.date(2020, 1, 1)}, "name: dates and times are not used"),
+        ({"seed": float("nan")}, "seed: must be a finite number (given: nan)"),
+        ({"models": {"key": "m"}}, "begins with [[models]]"),
+        ({"models": ["resnet18"]}, "models.1: Input should be a table"),
+        ({"training": 3}, "training: Input should be a table"),
+        ({"images": [1]}, "images: "),
+    ],
+)
+def test_wrong_kinds_of_values(change, expected):
+    raw = {**tiny(), **change}
+    assert expected in problem(raw)
+
+
+def test_values_in_args_are_not_changed_silently():
+    model = {"key": "m", "timm": "resnet18", "weights": "train", "args": {"rate": float("inf")}}
+    assert "models.1.args.rate: must be a finite number" in problem(tiny(models=[model]))
 
 
 def test_only_models_trained_here_have_training():
@@ -128,7 +154,14 @@ def test_relative_paths_are_relative_to_the_study_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"name = ", "not valid TOML"), (b"\xff\xfe", "not UTF-8"), (b"", "this key is needed")],
+    [
+        (b"name = ", "not valid TOML"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"", "this key is needed"),
+        (b"\xef\xbb\xbf", "this key is needed"),  # a byte-order mark, as Windows editors write
+        (b"a = " + b"[" * 5000, "not valid TOML"),
+        (b"a = " + b"9" * 5001, "not valid TOML"),
+    ],
 )
 def test_unreadable_files(tmp_path, content, expected):
     path = tmp_path / "study.toml"

@@ -24,6 +24,10 @@ def fixed_size_batches(n: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
         yield torch.arange(start, start + batch_size).clamp_(max=n - 1), count
 
 
+class NonFiniteLogitsError(ArithmeticError):
+    """A model answered NaN or infinity: argmax would take that for a class."""
+
+
 @torch.no_grad()
 def predict(
     classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
@@ -38,11 +42,16 @@ def predict(
     Returns:
         int64 (N,) classes, and float32 (N,) margins: logit of the true class minus the largest of the others,
         never positive where the prediction is wrong.
+
+    Raises:
+        NonFiniteLogitsError: a logit is NaN or infinite.
     """
     classes, margins = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
     for positions, count in fixed_size_batches(len(images), batch_size):
         pixels = images[positions].to(device).to(torch.float32).div_(255.0)
         logits = classifier(pixels).float().cpu()[:count]
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLogitsError("the model's logits are not finite; are its weights or its precision broken?")
         classes.append(logits.argmax(1))
         margins.append(true_class_margin(logits, labels[positions[:count]]))
     return torch.cat(classes), torch.cat(margins)

@@ -12,7 +12,7 @@ def uniform_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Uniform noise in [-1, 1), one independent stream per image.
 
     Args:
-        seeds: one 63-bit seed per image.
+        seeds: one per image, below 2**63; torch's CPU generator takes 32 bits of it.
         shape: of one image.
 
     Returns:

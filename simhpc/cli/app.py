@@ -10,6 +10,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from simhpc import __version__
 from simhpc.cli import aggregate, run, validate
@@ -52,17 +53,8 @@ def main() -> None:
     """Entry point of the `simhpc` program."""
     try:
         app()
-    except SimhpcError as error:
+    except (SimhpcError, OSError) as error:  # OSError: no permission, no space, too many open files
         if _debug:
             raise
-        errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command again goes on from here")
-        sys.exit(130)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

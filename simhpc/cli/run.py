@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,9 @@ from simhpc.cli.console import duration, errors, output, percent
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run
 from simhpc.stages import STAGES
+from simhpc.stages.progress import Progress
+from simhpc.store import similarity
+from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import load_study
 
 
@@ -49,12 +53,13 @@ def run(
 
       simhpc run jobs/demo.toml --stages evaluate,aggregate
     """
-    from simhpc.cluster.local import default_workers, run_stages
+    from simhpc.cluster.local import check_root, default_workers, run_stages
     from simhpc.stages.prepare import prepare, version_changes
 
     wanted = _stages(stages)
     study = load_study(study_file)
     root = out if out is not None else Path("runs") / study.name
+    check_root(root)
     display = _Display(quiet=as_json)
     display.say(f"checking {study_file}")
     run = prepare(study, root)
@@ -62,15 +67,29 @@ def run(
         errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
     started_s = time.monotonic()
     events = run_stages(run, wanted, workers or default_workers(run))
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
     try:
         with display.live():
             for event in events:
                 display.show(event)
-    finally:
-        events.close()  # type: ignore[attr-defined]
-    display.end(run, time.monotonic() - started_s, as_json=as_json)
-    if display.failed:
+    except KeyboardInterrupt:
+        # A second Ctrl-C would only leave tasks behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        events.close()
+        errors.print(
+            "interrupted, the running tasks are stopped; the same command again goes on from here", soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    matrix = similarity.load(run.dir.similarity) if "aggregate" in wanted and run.dir.similarity.exists() else None
+    display.end(run, matrix, time.monotonic() - started_s, as_json=as_json)
+    if display.failed or (matrix is not None and matrix.problems):
         raise typer.Exit(1)
+
+
+def _interrupt(*_: object) -> None:
+    """End like Ctrl-C when the terminal closes or a batch system stops us: without leaving tasks behind."""
+    raise KeyboardInterrupt
 
 
 def _stages(text: str) -> list[str]:
@@ -124,33 +143,39 @@ class _Display:
                 else:
                     self.failed.append({**entry, "error": error, "log": str(log)})
                     self.say(f"{task.stage:<10} {task.model:<20} FAILED: {error}\n{'':10} log: {log}")
-                self._warn(summary)
+                if summary.get("missing"):
+                    self.say(f"  note: no adversarial sets yet of {summary['missing']}")
             case Skipped(task, reason):
                 self._ended += 1
                 self.failed.append({"stage": task.stage, "model": task.model, "error": f"skipped: {reason}"})
                 self.say(f"{task.stage:<10} {task.model:<20} skipped: {reason}")
 
-    def end(self, run: Run, elapsed_s: float, *, as_json: bool) -> None:
-        """Say what was done, what failed and where the results lie."""
+    def end(self, run: Run, matrix: SimilarityMatrix | None, elapsed_s: float, *, as_json: bool) -> None:
+        """Say what was done, what failed, what is incomplete and where the results lie."""
+        problems = matrix.problems if matrix is not None else []
         if as_json:
-            summary = {"run": str(run.dir.root), "executed": self._executed, "failed": self.failed}
-            print(json.dumps(summary, indent=1))
+            summary = {
+                "run": str(run.dir.root),
+                "executed": self._executed,
+                "failed": self.failed,
+                "problems": problems,
+                "notes": matrix.notes if matrix is not None else [],
+            }
+            # JSON has no NaN: a number that is not known is null.
+            print(json.dumps(_without_nan(summary), indent=1, allow_nan=False))
         self.say(
             f"{len(self._executed)} task(s) executed in {duration(elapsed_s)}, {len(self.failed)} failed or skipped"
         )
         for failure in self.failed:
             where = f" (log: {failure['log']})" if "log" in failure else ""
             self.say(f"  {failure['stage']} {failure['model']}: {failure['error']}{where}")
-        if run.dir.similarity.exists():
+        if matrix is not None:
+            for problem in problems:
+                self.say(f"problem: {problem}")
+            for note in matrix.notes:
+                self.say(f"note: {note}")
             self.say(f"matrix   {run.dir.similarity_csv}\npairs    {run.dir.pairs_csv}")
             self.say(f"models   {run.dir.models_csv}\nheatmap  {run.dir.heatmap}")
-
-    def _warn(self, summary: dict[str, Any]) -> None:
-        for kind in ("problem", "note"):
-            for line in summary.get(f"{kind}s", []):
-                self.say(f"  {kind}: {line}")
-        if summary.get("missing"):
-            self.say(f"  note: no adversarial sets yet of {summary['missing']}")
 
     def _table(self, event: Any) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -158,15 +183,32 @@ class _Display:
             if progress is None or progress.total == 0:
                 table.add_row(task.stage, task.model, "starting")
             else:
-                rate = f"{progress.rate_per_s:.1f} {progress.unit}s/s"
                 done = f"{progress.done}/{progress.total} {progress.unit}s"
-                table.add_row(task.stage, task.model, done, rate, f"ETA {duration(progress.eta_s)}")
+                eta = "finishing" if progress.done == progress.total else f"ETA {duration(progress.eta_s)}"
+                table.add_row(task.stage, task.model, done, _rate(progress), eta)
         left = event.n_waiting + len(event.readings)
         # Until the first task has ended there is nothing to extrapolate from.
         per_task_s = (time.monotonic() - self._stage_started_s) / self._ended if self._ended else None
         eta = duration(None if per_task_s is None else per_task_s * left)
         table.add_row(event.stage, f"{self._ended}/{self._todo} tasks", f"{event.n_waiting} waiting", "", f"ETA {eta}")
         return table
+
+
+def _rate(progress: Progress) -> str:
+    if progress.rate_per_s >= 1:
+        return f"{progress.rate_per_s:.1f} {progress.unit}s/s"
+    return f"{1 / progress.rate_per_s:.1f} s/{progress.unit}" if progress.rate_per_s > 0 else ""
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _without_nan(item) for name, item in value.items()}
+        case list():
+            return [_without_nan(item) for item in value]
+        case float() if value != value:
+            return None
+    return value
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -35,4 +35,5 @@ def validate(
         f"{resolved.images.source}, {resolved.attack.name} with eps {resolved.attack.eps_255}/255"
         f" and {resolved.attack.steps} steps",
         markup=False,
+        soft_wrap=True,
     )

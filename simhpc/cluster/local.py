@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,17 @@ class Skipped:
 Event = StageStarted | Running | Finished | Skipped
 
 
-def run_stages(run: Run, stages: Sequence[str], workers: int) -> Iterator[Event]:
+def check_root(root: Path) -> None:
+    """Check that jobs can be run from a run directory of this name.
+
+    Raises:
+        SimhpcError: they cannot.
+    """
+    if "%" in str(root.resolve()):
+        raise SimhpcError(f"{root}: submitit reads '%' in a path as a job number; choose another --out")
+
+
+def run_stages(run: Run, stages: Sequence[str], workers: int) -> Generator[Event, None, None]:
     """Run the tasks that are not done, stage by stage, `workers` at a time; a failed one stops no other.
 
     Args:
@@ -132,14 +143,26 @@ def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
     # A folder of its own: local job numbers are process numbers, and those come back.
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = run.dir.submissions / "local" / f"{task.stage}-{task.model}-{stamp}-{secrets.token_hex(2)}"
-    if "%" in str(folder):
-        raise SimhpcError(f"{run.dir.root}: submitit reads '%' in a path as a job number; choose another --out")
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=_TIMEOUT_MIN)
     if gpus:
         executor.update_parameters(gpus_per_node=1, visible_gpus=[gpus[slot % len(gpus)]])
-    job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
+    with _stderr_to(folder / "controller.err"):
+        job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
     return _Started(task, slot, job, time.time())
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Give processes started here another standard error: submitit's controllers answer Ctrl-C with a traceback."""
+    terminal = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _reading(run: Run, started: _Started) -> Progress | None:
@@ -164,12 +187,13 @@ def _last_line(text: str) -> str:
     """The message at the end of a traceback that submitit wraps in its own."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip(" -=*")]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (errors or lines or ["it ended without a word"])[-1]
+    return (errors or lines or ["it ended without a word"])[-1].removeprefix("simhpc.errors.")
 
 
 def default_workers(run: Run) -> int:
     """Tasks at once when nobody says: one per GPU, else as many as the cores allow."""
-    cores = os.cpu_count() or 1
+    # A batch job or taskset may own fewer cores than the machine has; not every system can tell.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return len(_gpus(run)) or max(1, cores // run.study.resources.threads_per_task)
 
 
@@ -181,4 +205,7 @@ def _gpus(run: Run) -> list[int]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not present:
         return present
-    return [int(name) for name in visible.split(",") if name.strip().isdigit()]
+    names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    if not all(name.isdigit() for name in names):
+        raise SimhpcError(f"CUDA_VISIBLE_DEVICES={visible}: submitit's local executor takes GPU numbers only")
+    return [int(name) for name in names]

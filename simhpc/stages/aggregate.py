@@ -6,9 +6,10 @@ What is missing or invalid is listed and leaves NaN; nothing is filled in.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     inputs_sha256 = _inputs(run)
     models, settings = run.study.models, run.study.similarity
     gathered = _gather(run, report)
-    counts = analysis.count_pairs(analysis.pack_bits(gathered.correct), gathered.fooled, gathered.measured)
+    counts = analysis.count_pairs(gathered.correct, gathered.fooled, gathered.measured)
     # Without its own predictions a model has no X_A, so nothing is known of what it has in common with others.
     known = gathered.predicted[:, None] & gathered.predicted
     ci_low, ci_high = analysis.bootstrap_intervals(
@@ -86,7 +87,8 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         notes.append(f"no image is classified correctly by both, so the similarity is unknown (nan): {empty}")
     if floored := _pairs(models, analysis.floor_binds(counts, settings.floor_percent)):
         notes.append(f"the floor of {settings.floor_percent} % stands for a lower fooling rate: {floored}")
-    accuracy = np.where(gathered.predicted, gathered.correct.sum(1) / max(1, gathered.n_images), np.nan)
+    n_correct = np.bitwise_count(gathered.correct).sum(-1, dtype=np.int64)
+    accuracy = np.where(gathered.predicted, n_correct / max(1, gathered.n_images), np.nan)
     return SimilarityMatrix(
         models=[model.key for model in models],
         timm_names=[model.timm_name for model in models],
@@ -116,68 +118,69 @@ def _pairs(models: Sequence[Model], which: np.ndarray[Any, np.dtype[np.bool_]]) 
 
 @dataclass
 class _Gathered:
-    """Per-image outcomes of all models, filled in a file at a time.
+    """Per-image outcomes of all models, as bits: (M, M, N / 8) bytes twice is all that M files leave in memory.
 
     Attributes:
-        n_images: N, 0 before the first file.
-        correct: (M, N). fooled: (M, M, W) bits. measured: (M, M). predicted: (M,), whose file could be used.
+        n_images: N; 0 when no file could be read.
+        correct: (M, W), images that each model gets right.
+        fooled: (M, M, W), [a, b]: images attacked against a that were shown to b and fool it.
+        measured: (M, M), which of those could be used.
+        predicted: (M,), whose file could be used.
+        problems: what could not, one line each.
     """
 
     n_images: int
-    correct: np.ndarray[Any, np.dtype[np.bool_]]
-    fooled: np.ndarray[Any, np.dtype[np.uint64]]
+    correct: analysis.Bits
+    fooled: analysis.Bits
     measured: np.ndarray[Any, np.dtype[np.bool_]]
     predicted: np.ndarray[Any, np.dtype[np.bool_]]
-    problems: list[str] = field(default_factory=list)
+    problems: list[str]
 
 
 def _gather(run: Run, report: Report) -> _Gathered:
     keys = [model.key for model in run.study.models]
-    m = len(keys)
+    row_of, m = {key: row for row, key in enumerate(keys)}, len(keys)
     problems: list[str] = []
-    loaded: dict[str, PredictionSet] = {}
-    for done, key in enumerate(keys, start=1):
-        found = _load(run, key, next(iter(loaded.values()), None), problems)
-        if found is not None:
-            loaded[key] = found
-        report(done, m, "model")
-    n = len(next(iter(loaded.values())).labels) if loaded else 0
-    correct = np.zeros((m, n), dtype=bool)
-    for key, found in loaded.items():
-        correct[keys.index(key)] = found.clean_pred == found.labels
-    gathered = _Gathered(
-        n_images=n,
-        correct=correct,
-        fooled=np.zeros((m, m, -(-n // 64)), dtype=np.uint64),
-        measured=np.zeros((m, m), dtype=bool),
-        predicted=np.array([key in loaded for key in keys]),
+    covered: dict[str, dict[str, str]] = {}
+    correct = fooled = shown = np.zeros((m, m, 0), dtype=np.uint64)
+    reference: PredictionSet | None = None
+    for b, key in enumerate(keys):
+        found = _load(run, key, reference, problems)
+        report(b + 1, m, "model")
+        if found is None:
+            continue
+        if reference is None:
+            reference = found
+            n_words = analysis.pack_bits(np.zeros(len(found.labels), dtype=bool)).shape[-1]
+            correct = np.zeros((m, n_words), dtype=np.uint64)
+            fooled, shown = np.zeros((2, m, m, n_words), dtype=np.uint64)
+        covered[key] = dict(zip(found.sources, found.source_sha256, strict=True))
+        correct[b] = analysis.pack_bits(found.clean_pred == found.labels)
+        for pred, source in zip(found.adv_pred, found.sources, strict=True):
+            if source in row_of:
+                was_shown = pred != NOT_SHOWN
+                shown[row_of[source], b] = analysis.pack_bits(was_shown)
+                fooled[row_of[source], b] = analysis.pack_bits(was_shown & (pred != found.labels))
+    measured = np.zeros((m, m), dtype=bool)
+    current = _current_sources(run, covered)
+    for source, target in itertools.product(covered, covered):
+        a, b, path = row_of[source], row_of[target], run.dir.predictions(target)
+        if source not in covered[target]:
+            problems.append(f"{path} does not cover {source}: run the evaluate stage")
+        elif covered[target][source] != current[source]:
+            problems.append(f"{path} covers an older attack of {source}: run the evaluate stage")
+        elif not np.array_equal(shown[a, b], correct[a] & correct[b]):
+            problems.append(f"{path}: the images shown of {source} are not X_AB; delete it and run the evaluate stage")
+        else:
+            measured[a, b] = True
+    return _Gathered(
+        n_images=len(reference.labels) if reference is not None else 0,
+        correct=correct if reference is not None else np.zeros((m, 0), dtype=np.uint64),
+        fooled=fooled,
+        measured=measured,
+        predicted=np.array([key in covered for key in keys]),
         problems=problems,
     )
-    current = _current_sources(run, loaded)
-    for b, target in enumerate(keys):
-        if target not in loaded:
-            continue
-        found = loaded[target]
-        rows = {source: row for row, source in enumerate(found.sources)}
-        for a, source in enumerate(keys):
-            if source not in loaded:
-                continue
-            if source not in rows:
-                problems.append(f"{run.dir.predictions(target)} does not cover {source}: run the evaluate stage")
-                continue
-            row = rows[source]
-            if found.source_sha256[row] != current[source]:
-                problems.append(
-                    f"{run.dir.predictions(target)} covers an older attack of {source}: run the evaluate stage"
-                )
-                continue
-            shown = found.adv_pred[row] != NOT_SHOWN
-            if not np.array_equal(shown, correct[a] & correct[b]):
-                problems.append(f"{run.dir.predictions(target)}: the images shown of {source} are not X_AB")
-                continue
-            gathered.fooled[a, b] = analysis.pack_bits(shown & (found.adv_pred[row] != found.labels))
-            gathered.measured[a, b] = True
-    return gathered
 
 
 def _load(run: Run, key: str, first: PredictionSet | None, problems: list[str]) -> PredictionSet | None:
@@ -196,15 +199,14 @@ def _load(run: Run, key: str, first: PredictionSet | None, problems: list[str]) 
     return found
 
 
-def _current_sources(run: Run, loaded: dict[str, PredictionSet]) -> dict[str, str]:
+def _current_sources(run: Run, covered: dict[str, dict[str, str]]) -> dict[str, str]:
     """`content_sha256` of every model's adversarial set: from the set itself, else from what its own model saw."""
     current = {}
-    for key, found in loaded.items():
-        own = dict(zip(found.sources, found.source_sha256, strict=True)).get(key, "")
+    for key, own in covered.items():
         try:
             current[key] = adversarial_header(run, run.study.model(key)).content_sha256
         except (MissingInputError, BadFileError):
-            current[key] = own
+            current[key] = own.get(key, "")
     return current
 
 

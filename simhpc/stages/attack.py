@@ -40,7 +40,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     from simhpc.attacks.attack import attack_images
     from simhpc.attacks.batches import predict
     from simhpc.seeds import derive_seed
-    from simhpc.stages.runtime import provenance, set_up_torch
+    from simhpc.stages.runtime import provenance, set_up_torch, to_float16
     from simhpc.store import image_set
     from simhpc.store.adversarial import AdversarialSet
     from simhpc.zoo import build
@@ -84,7 +84,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         images=adversarial.numpy(),
         index=index.numpy().astype(np.int32),
         clean_pred=clean_pred.numpy().astype(np.int32),
-        clean_margin=clean_margin.numpy().astype(np.float16),
+        clean_margin=to_float16(clean_margin),
         adv_pred=adv_pred.numpy().astype(np.int32),
         n_fooled=n_fooled,
     ).save(run.dir.adversarial(model.key))

@@ -46,11 +46,12 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
 
     Raises:
         MissingInputError: the model itself has not been attacked; its clean predictions come from there.
+        BadFileError: a source is damaged; the predictions on all others have been saved.
     """
     import torch
 
     from simhpc.attacks.batches import predict
-    from simhpc.stages.runtime import provenance, set_up_torch
+    from simhpc.stages.runtime import provenance, set_up_torch, to_float16
     from simhpc.zoo import build
     from simhpc.zoo.geometry import resize_to_input
 
@@ -66,7 +67,8 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     )
     if loaded.weights_sha256 != own.provenance.weights_sha256:
         raise BadFileError(
-            f"{run.dir.adversarial(model.key)} was made with other weights than {model.key!r} has now: attack it again"
+            f"{run.dir.adversarial(model.key)} was made with other weights than {model.key!r} has now: "
+            "delete it and run again"
         )
     classifier = loaded.classifier.to(device)
 
@@ -74,43 +76,51 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     n = len(labels)
     adv_pred = np.full((len(sources), n), NOT_SHOWN, dtype=np.int32)
     adv_margin = np.full((len(sources), n), np.nan, dtype=np.float16)
-    kept = _keep(run, model, sources, adv_pred, adv_margin)
+    kept = _keep(run, model, sources, clean_pred, adv_pred, adv_margin)
     to_show = {key: head for key, head in sources.items() if key not in kept}
     total = sum(head.n_attacked for head in to_show.values())
     done = shown = 0
     report(0, total, "image")
+    damaged: dict[str, str] = {}
     for row, (key, header) in enumerate(sources.items()):
         if key in kept:
             continue
         path = run.dir.adversarial(key)
-        index = adversarial.load_index(path)
-        start = 0
-        # A multiple of the batch size, so that only a set's last batch is filled up.
-        for images in adversarial.iterate_images(path, batch_size * 8):
-            positions = index[start : start + len(images)]
-            common = clean_pred[positions] == labels[positions]
-            start, done = start + len(images), done + len(images)
-            if common.any():
-                positions = positions[common]
-                inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
-                truth = torch.from_numpy(labels[positions]).long()
-                pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
-                adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), margin.numpy()
-                shown += len(positions)
-            report(done, total, "image")
-        assert start == header.n_attacked
+        try:
+            index = adversarial.load_index(path)
+            start = 0
+            # In slices of many batches, because each slice fills up its last batch.
+            for images in adversarial.iterate_images(path, batch_size * 16):
+                positions = index[start : start + len(images)]
+                common = clean_pred[positions] == labels[positions]
+                start += len(images)
+                if common.any():
+                    positions = positions[common]
+                    inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
+                    truth = torch.from_numpy(labels[positions]).long()
+                    pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
+                    adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), to_float16(margin)
+                    shown += len(positions)
+                report(done + start, total, "image")
+        except BadFileError as error:
+            damaged[key] = str(error)
+        done += header.n_attacked
+    good = [row for row, key in enumerate(sources) if key not in damaged]
+    covered = [key for key in sources if key not in damaged]
     PredictionSet(
         provenance=provenance(run, model, loaded.weights_sha256, device),
         labels=labels,
         clean_pred=clean_pred,
         clean_margin=clean_margin,
-        sources=list(sources),
-        source_sha256=[header.content_sha256 for header in sources.values()],
-        adv_pred=adv_pred,
-        adv_margin=adv_margin,
+        sources=covered,
+        source_sha256=[sources[key].content_sha256 for key in covered],
+        adv_pred=adv_pred[good],
+        adv_margin=adv_margin[good],
     ).save(run.dir.predictions(model.key))
+    if damaged:
+        raise BadFileError(f"{'; '.join(damaged.values())}. Delete what is damaged and run again; the rest is done")
     missing = [other.key for other in run.study.models if other.key not in sources]
-    return {"sources": len(sources), "shown": shown, "missing": ",".join(missing)}
+    return {"sources": len(covered), "shown": shown, "missing": ",".join(missing)}
 
 
 def _covered(run: Run, model: Model) -> dict[str, str] | None:
@@ -129,6 +139,7 @@ def _keep(
     run: Run,
     model: Model,
     sources: dict[str, adversarial.Header],
+    clean_pred: np.ndarray[Any, np.dtype[np.int32]],
     adv_pred: np.ndarray[Any, np.dtype[np.int32]],
     adv_margin: np.ndarray[Any, np.dtype[np.float16]],
 ) -> set[str]:
@@ -138,6 +149,8 @@ def _keep(
     try:
         earlier = predictions.load(run.dir.predictions(model.key))
     except BadFileError:
+        return set()
+    if not np.array_equal(earlier.clean_pred, clean_pred):  # another X_B: other images were shown
         return set()
     known = dict(zip(earlier.sources, earlier.source_sha256, strict=True))
     kept = set()

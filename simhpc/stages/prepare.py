@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simhpc import __version__
-from simhpc.errors import StudyError
+from simhpc.errors import BadFileError, StudyError
 from simhpc.rundir import Run, RunDir, open_run
+from simhpc.store import image_set
 from simhpc.store.atomic import write_text
+from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model, Study, differences, dump_study
 
 if TYPE_CHECKING:
@@ -30,7 +33,8 @@ def check(study: Study) -> Study:
     Raises:
         ModelError, ImageSourceError, StudyError: the first thing that is wrong.
     """
-    return _resolve(study, _open_source(study), {})
+    source = _open_source(study)
+    return _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
 
 
 def prepare(study: Study, root: Path) -> Run:
@@ -42,70 +46,95 @@ def prepare(study: Study, root: Path) -> Run:
 
     Raises:
         StudyError: `root` answers another study, or holds something else.
+        BadFileError: `root` holds a damaged or foreign image set.
         ModelError, ImageSourceError: see `check`.
     """
     run_dir = RunDir(root.resolve())
+    given = {model.key: model.sha256() for model in study.models}
     if not run_dir.study.exists():
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and (not root.is_dir() or any(not _is_unfinished(entry, run_dir) for entry in root.iterdir())):
             raise StudyError(f"{root} exists and is not a run directory: choose another --out")
         source = _open_source(study)
-        resolved = _resolve(study, source, {})
+        resolved = _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
         with _removed_on_failure(root):
-            _store_images(resolved, source, run_dir)
-            _freeze(resolved, run_dir)
+            images_sha256 = _store_images(resolved, source, run_dir)
+            _freeze(resolved, _Frozen(_versions(), given, images_sha256), run_dir)
         return Run(run_dir, resolved)
 
     held = open_run(root).study
-    resolved = _resolve(study, None, {model.key: model for model in held.models})
+    frozen = _read_frozen(run_dir)
+    images = _held_images(held, frozen, run_dir)
+    known = {model.key: model for model in held.models if _is_known(model, given.get(model.key), frozen)}
+    resolved = _resolve(study, images.classes, known, spare_images=True)
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
             + "\nOnly models can be added to a run. Choose another --out for a changed study."
         )
     if resolved != held:
-        _freeze(resolved, run_dir)
+        _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)
     return Run(run_dir, resolved)
 
 
 def version_changes(run: Run) -> list[str]:
     """Libraries whose version is no longer the one that the run directory was made with, one line each."""
-    try:
-        held: dict[str, str] = json.loads(run.dir.versions.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    held = _read_frozen(run.dir).versions
     return [
         f"{name} was {held[name]}, is {now}" for name, now in _versions().items() if name in held and held[name] != now
     ]
 
 
-def _resolve(study: Study, source: Source | None, known: dict[str, Model]) -> Study:
-    """Complete every model that is not, but for its data config, among the `known` ones."""
-    new = [model for model in study.models if not _is_known(model, known.get(model.key))]
+@dataclass(frozen=True)
+class _Frozen:
+    """What stands beside the frozen study.
+
+    Attributes:
+        versions: of the libraries that the run directory was begun with.
+        given: SHA-256 of each model's entry as its author wrote it, before it was resolved.
+        images_sha256: identity of the image set.
+    """
+
+    versions: dict[str, str]
+    given: dict[str, str]
+    images_sha256: str
+
+
+def _read_frozen(run_dir: RunDir) -> _Frozen:
+    try:
+        return _Frozen(**json.loads(run_dir.frozen.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadFileError(f"{run_dir.frozen} cannot be read: {error}") from None
+
+
+def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare_images: bool) -> Study:
+    """Complete every model that is not `known`.
+
+    Args:
+        classes: of the image set.
+        known: resolved entries by key.
+        spare_images: whether the image set leaves any image of its source to train on.
+    """
     resolved = dict(known)
+    new = [model for model in study.models if model.key not in known]
     if new:
         # timm and torch take seconds to import: not needed to resume what has been resolved before.
         from simhpc.zoo.resolve import resolve_model
 
-        source = source or _open_source(study)
         for model in new:
-            resolved[model.key] = resolve_model(model, len(source.classes))
-        _check_training(study, source)
+            resolved[model.key] = resolve_model(model, len(classes))
+        _check_training(study, new, classes, spare_images=spare_images)
     images = study.images.model_copy(update={"size_px": study.images.size_px or 8})
     return study.model_copy(update={"images": images, "models": tuple(resolved[model.key] for model in study.models)})
 
 
-def _is_known(given: Model, held: Model | None) -> bool:
-    """Whether the held, resolved entry is what resolving the given one would give."""
-    if held is None or given.data.model_dump(exclude_none=True).items() - held.data.model_dump().items():
+def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:
+    """Whether the held, resolved entry is what resolving the given one again would give."""
+    if given_sha256 != frozen.given.get(held.key):
         return False
-    if given.model_copy(update={"data": held.data, "checkpoint_sha256": held.checkpoint_sha256}) != held:
-        return False
-    if given.weights.startswith("checkpoint:"):
-        from simhpc.store.checkpoint import file_sha256
-
-        path = given.checkpoint_path
-        return path.is_file() and file_sha256(path) == held.checkpoint_sha256
-    return True
+    if held.checkpoint_sha256 is None:
+        return True
+    path = held.checkpoint_path
+    return path.is_file() and file_sha256(path) == held.checkpoint_sha256
 
 
 def _open_source(study: Study) -> Source:
@@ -116,40 +145,66 @@ def _open_source(study: Study) -> Source:
     return source
 
 
-def _check_training(study: Study, source: Source) -> None:
+def _check_training(study: Study, models: list[Model], classes: list[str], *, spare_images: bool) -> None:
     """Every model that is trained here has images to train on, and settings that timm takes."""
-    from simhpc.images import open_source
+    from simhpc.images import check_classes, open_source
     from simhpc.zoo.training import check_settings
 
-    sections = {model.key: model.training for model in study.models if model.training is not None}
+    sections = {model.key: model.training for model in models if model.training is not None}
     for key, training in sections.items():
         check_settings(key, training)
     for where in {training.images for training in sections.values()}:
-        if where is None and len(source.labels) == study.images.n:
+        if where is None and not spare_images:
             raise StudyError(
                 f"images.n = {study.images.n} takes every image of {study.images.source}: none is left to train on. "
                 "Lower n, or set training.images"
             )
-        if where is not None and len(open_source(where, study.images.labels).classes) > len(source.classes):
-            raise StudyError(f"training.images: {where} has more classes than {study.images.source}")
+        if where is not None:
+            check_classes(open_source(where, study.images.labels).classes, classes, where)
 
 
-def _store_images(study: Study, source: Source, run_dir: RunDir) -> None:
+def _store_images(study: Study, source: Source, run_dir: RunDir) -> str:
     from simhpc.images import build_image_set
 
-    image_set = build_image_set(study.images, source, study.seed, study.settings_sha256())
-    image_set.save(run_dir.images)
+    build_image_set(study.images, source, study.seed, study.settings_sha256()).save(run_dir.images)
+    return image_set.identity(run_dir.images)
 
 
-def _freeze(study: Study, run_dir: RunDir) -> None:
-    if not run_dir.versions.exists():
-        write_text(run_dir.versions, json.dumps(_versions(), indent=1) + "\n")
+def _held_images(held: Study, frozen: _Frozen, run_dir: RunDir) -> image_set.ImageSet:
+    """The run's image set, checked; drawn again from its source if the file has gone.
+
+    Raises:
+        BadFileError: it is damaged, or not this run's.
+    """
+    if not run_dir.images.exists():
+        _store_images(held, _open_source(held), run_dir)
+    try:
+        found = image_set.load(run_dir.images)
+    except BadFileError as error:
+        raise BadFileError(f"{error}. Delete it, and it is made again from {held.images.source}") from None
+    if found.sha256 != frozen.images_sha256 or found.settings_sha256 != held.settings_sha256():
+        raise BadFileError(
+            f"{run_dir.images} is not the image set that this run was begun with: it belongs to another run, or "
+            f"{held.images.source} has changed since"
+        )
+    return found
+
+
+def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
+    write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
+    # Last: with this file the folder is a run directory.
     write_text(run_dir.study, _HEADER + dump_study(study))
 
 
 def _versions() -> dict[str, str]:
     libraries = ("torch", "timm", "numpy", "h5py", "scipy", "scikit-learn", "submitit")
     return {"simhpc": __version__, **{name: version(name) for name in libraries}}
+
+
+def _is_unfinished(entry: Path, run_dir: RunDir) -> bool:
+    """Whether an entry is what a preparation that was killed leaves behind."""
+    ours = (run_dir.images.name, run_dir.frozen.name)
+    return entry.name in ours or any(entry.name.startswith(f"{name}.tmp.") for name in (*ours, run_dir.study.name))
 
 
 @contextmanager
@@ -159,7 +214,7 @@ def _removed_on_failure(root: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path in (RunDir(root).images, RunDir(root).versions):
+        for path in (RunDir(root).images, RunDir(root).frozen):
             path.unlink(missing_ok=True)
         # rmdir, not rmtree: another run may have been made in the same parent meanwhile.
         with suppress(OSError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
@@ -31,6 +33,12 @@ def set_up_torch(resources: Resources) -> torch.device:
         raise SimhpcError('resources.device = "cuda", but torch sees no CUDA device here')
     use_cuda = resources.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def to_float16(margins: torch.Tensor) -> NDArray[np.float16]:
+    """Margins as they are stored: clipped to what 16 bits can hold, never infinite."""
+    limit = float(np.finfo(np.float16).max)
+    return margins.clamp(-limit, limit).numpy().astype(np.float16)
 
 
 def provenance(run: Run, model: Model, weights_sha256: str, device: torch.device) -> Provenance:

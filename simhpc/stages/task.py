@@ -14,8 +14,8 @@ from simhpc.stages.progress import ProgressFile
 Report = Callable[[int, int, str], None]
 """Called with (done, total, unit) as a task advances."""
 
-ALL = "all"
-"""The model of a task that concerns every model at once."""
+ALL = "_all"
+"""The model of a task that concerns every model at once; no model key starts with an underscore."""
 
 
 @dataclass(frozen=True)

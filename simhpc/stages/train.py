@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages.task import Report, Task
 from simhpc.store import checkpoint, image_set
@@ -38,7 +38,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     import torch
 
     from simhpc.attacks.batches import predict
-    from simhpc.images import open_source, training_positions
+    from simhpc.images import check_classes, open_source, training_positions
     from simhpc.seeds import derive_seed
     from simhpc.stages.runtime import set_up_torch
     from simhpc.zoo import build, training, weights
@@ -53,7 +53,10 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     chosen = image_set.load(run.dir.images)
     where = settings.images or run.study.images.source
     source = open_source(where, run.study.images.labels)
+    check_classes(source.classes, chosen.classes, where)
     positions = training_positions(source, chosen, same_source=where == run.study.images.source)
+    if not positions:
+        raise ImageSourceError(f"{where}: every image is in the image set too, none is left to train on")
     seed = derive_seed(run.study.seed, "train", model.key)
 
     report(0, settings.epochs, "epoch")

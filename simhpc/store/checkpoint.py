@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store.atomic import replacing
@@ -28,7 +28,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
         "weights_sha256": weights_sha256(weights),
         **metadata,
     }
-    with replacing(path, verify=metadata_of) as temporary:
+    with replacing(path, verify=_verify) as temporary:
         save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
 
 
@@ -50,6 +50,11 @@ def metadata_of(path: Path) -> dict[str, str]:
     if metadata.get("simhpc_format") != KIND or metadata.get("simhpc_format_version") != VERSION:
         raise BadFileError(f"{path} was not written by simhpc's train stage (format version {VERSION})")
     return dict(metadata)
+
+
+def _verify(path: Path) -> None:
+    if weights_sha256(load_file(path)) != metadata_of(path)["weights_sha256"]:
+        raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
 
 
 def weights_sha256(weights: Mapping[str, Array]) -> str:

@@ -65,7 +65,9 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             _check_header(path, file, kind, version)
             yield file
-    except OSError as error:
+    except PermissionError as error:
+        raise BadFileError(f"{path} cannot be read: {error}") from None
+    except (OSError, RuntimeError, KeyError, UnicodeError) as error:  # h5py raises each of them on damage
         raise BadFileError(f"{path} cannot be read as HDF5, it may be truncated or damaged: {error}") from None
 
 

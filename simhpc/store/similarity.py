@@ -22,7 +22,7 @@ class SimilarityMatrix:
         models: M keys, in the study's order; both axes of every matrix.
         timm_names: M timm names.
         sat, ci_low, ci_high: float64 (M, M), NaN where unknown.
-        n_common: int64 (M, M), |X_AB|.
+        n_common: int64 (M, M), |X_AB|; -1 unknown.
         n_fooled: int64 (M, M), of those, attacked against the row and fooling the column; -1 unknown.
         n_both: int64 (M, M), fooling in both directions; -1 unknown.
         clean_accuracy: float64 (M,), a fraction, NaN unknown.

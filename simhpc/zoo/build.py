@@ -1,4 +1,4 @@
-"""One door to a ready model: `classifier` gives the attackable model of a study's entry."""
+"""One door to a ready model: `load` gives the attackable model of a study's entry."""
 
 from __future__ import annotations
 

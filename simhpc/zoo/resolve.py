@@ -36,7 +36,12 @@ def resolve_model(model: Model, num_classes: int) -> Model:
     config = _pretrained_cfg(model)
     if config.get("crop_mode", "center") == "border":
         raise ModelError(f"model {model.key!r}: timm's crop_mode 'border' is not supported")
-    model = model.model_copy(update={"data": _complete(model.data, config)})
+    try:
+        model = model.model_copy(update={"data": _complete(model.data, config)})
+    except ValueError as error:
+        raise ModelError(
+            f"model {model.key!r}: timm's data config of {model.timm_name!r} is not supported: {error}"
+        ) from error
     skeleton = _skeleton(model, num_classes)
     if model.weights.startswith("checkpoint:"):
         model = model.model_copy(update={"checkpoint_sha256": _check_checkpoint(model, skeleton)})
@@ -81,6 +86,10 @@ def _pretrained_cfg(model: Model) -> dict[str, Any]:
 
 def _complete(given: DataConfig, config: dict[str, Any]) -> DataConfig:
     resolved = timm.data.resolve_data_config({}, pretrained_cfg=config or {"input_size": (3, 224, 224)})
+    if given.input_size_px is None and resolved["input_size"][1] != resolved["input_size"][2]:
+        raise ValueError(f"its input {resolved['input_size'][1:]} is not square; set data.input_size_px")
+    if given.crop_pct is None and resolved["crop_pct"] > 1:
+        raise ValueError(f"its crop_pct is {resolved['crop_pct']}, more than the whole image; set data.crop_pct")
     found = {
         "input_size_px": resolved["input_size"][-1],
         "mean": tuple(resolved["mean"]),
@@ -111,8 +120,10 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
             f"model {model.key!r}: {model.timm!r} with args {model.args} does not take {side} x {side} images "
             f"(data.input_size_px): {error}"
         ) from error
-    if logits.ndim != 2:
-        raise ModelError(f"model {model.key!r}: gives {tuple(logits.shape)} for one image, not (1, classes)")
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise ModelError(
+            f"model {model.key!r}: {model.timm!r} with args {model.args} does not give (1, classes) logits"
+        )
     if logits.shape[1] < max(2, num_classes):
         raise ModelError(
             f"model {model.key!r} has {logits.shape[1]} outputs, but the labels of the image set go up to "

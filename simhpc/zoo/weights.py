@@ -62,6 +62,7 @@ def check_fit(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
     unexpected = [name for name in given if name not in wanted]
     reshaped = [name for name in wanted if name in given and wanted[name] != given[name]]
     if not (missing or unexpected or reshaped):
+        _check_numbers(model, built, state)
         return
     details = []
     if missing:
@@ -76,6 +77,17 @@ def check_fit(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
         f"Of the model's {len(wanted)} tensors and the file's {len(given)}, {'; '.join(details)}. "
         "Is it another architecture, or is args.num_classes (or another argument) missing?"
     )
+
+
+def _check_numbers(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, tensor in built.state_dict().items():
+        given = state[name]
+        if tensor.is_floating_point() != given.is_floating_point():
+            raise ModelError(
+                f"model {model.key!r}: {model.checkpoint_path}: {name} is {given.dtype}, the model's is {tensor.dtype}"
+            )
+        if given.is_floating_point() and not torch.isfinite(given).all():
+            raise ModelError(f"model {model.key!r}: {model.checkpoint_path}: {name} holds NaN or infinity")
 
 
 def load_pretrained(model: Model, arguments: dict[str, Any]) -> nn.Module:
@@ -102,7 +114,13 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:
-        raise ModelError(f"{what}: {path} cannot be read as a checkpoint: {error or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        if "weights_only" in reason:
+            reason = (
+                "it holds Python objects besides tensors, and those are never unpickled here; "
+                "save the model's state_dict alone, best as safetensors"
+            )
+        raise ModelError(f"{what}: {path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{what}: {path} holds no state dict (names to tensors)")
     return {str(name): tensor for name, tensor in state.items()}

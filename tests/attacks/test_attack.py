@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simhpc.attacks.attack import EpsilonExceededError, attack_images, check_within
-from simhpc.attacks.batches import fixed_size_batches, predict, true_class_margin
+from simhpc.attacks.batches import NonFiniteLogitsError, fixed_size_batches, predict, true_class_margin
 
 CPU = torch.device("cpu")
 
@@ -95,3 +95,11 @@ def test_predictions_do_not_depend_on_the_batch_size(target):
     assert torch.equal(one, labels)
     assert (margin_one > 0).all()
     torch.testing.assert_close(margin_one, margin_other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_answers_nan_is_an_error_and_not_class_zero():
+    images = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
+    broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    torch.nn.init.constant_(broken[1].weight, float("nan"))
+    with pytest.raises(NonFiniteLogitsError):
+        predict(broken, images, torch.zeros(3, dtype=torch.int64), 2, CPU)

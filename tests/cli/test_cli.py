@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tiny import tiny, write_study
 
 from simhpc.cli import app
+from simhpc.stages.task import ALL
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def test_run_executes_what_is_missing_and_says_so(simhpc, study_file, copied):
     assert code == 0, err
     executed = [(entry["stage"], entry["model"]) for entry in json.loads(out)["executed"]]
     assert sorted(executed) == sorted(
-        [("train", "cnn-again"), ("attack", "cnn-again"), ("aggregate", "all")]
+        [("train", "cnn-again"), ("attack", "cnn-again"), ("aggregate", ALL)]
         + [("evaluate", key) for key in ("cnn", "convnext", "vit", "cnn-again")]
     )
     assert "train      cnn-again" in err
@@ -104,7 +109,7 @@ def test_run_executes_what_is_missing_and_says_so(simhpc, study_file, copied):
 
 def test_a_failed_task_is_exit_code_1_with_its_log(simhpc, tmp_path):
     # A loss that is not finite: the learning rate is legal, and absurd.
-    raw = tiny(("cnn",), training={"lr": 1e30, "epochs": 1})
+    raw = tiny(("cnn",), training={"lr": 1000.0, "optimizer": "sgd", "epochs": 2})
     code, out, _ = simhpc("run", write_study(tmp_path / "study.toml", raw), "--out", tmp_path / "run")
     assert code == 1
     assert "train      cnn" in out
@@ -144,3 +149,46 @@ def test_an_unreadable_run_directory(simhpc, copied):
         code, _, err = simhpc(*arguments)
         assert code == 2
         assert "not a readable run directory" in err
+
+
+def test_problems_of_an_unchanged_matrix_are_told_again(simhpc, study_file, copied):
+    copied.dir.predictions("vit").unlink()
+    assert simhpc("aggregate", copied.dir.root)[0] == 1
+    code, out, _ = simhpc("run", study_file, "--out", copied.dir.root, "--stages", "aggregate")
+    assert code == 1
+    assert "0 task(s) executed" in out
+    assert "predictions/vit.h5 does not exist" in out
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_run_leaves_no_task_behind_and_goes_on(tmp_path, name):
+    """In a session of its own, so that only the program itself gets the signal, as from `kill` or a closed terminal."""
+    study = write_study(tmp_path / "study.toml", tiny(("cnn",), training={"epochs": 100_000}))
+    main = "from simhpc.cli.app import main; main()"
+    command = [sys.executable, "-c", main, "run", str(study), "--out", str(tmp_path / "run")]
+    program = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    progress = tmp_path / "run" / "progress" / "train" / "cnn.json"
+    deadline = time.time() + 60
+    while time.time() < deadline and not (progress.exists() and json.loads(progress.read_text())["done"]):
+        time.sleep(0.2)
+    pid = json.loads(progress.read_text())["pid"]
+    program.send_signal(getattr(signal, name))
+    _, err = program.communicate(timeout=30)
+    assert program.returncode == 130
+    assert "the same command again goes on from here" in err
+    assert "Traceback" not in err
+    deadline = time.time() + 20
+    while (
+        time.time() < deadline and Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
+    ):
+        time.sleep(0.2)
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_no_permission_and_no_folder_are_messages(simhpc, study_file):
+    code, _, err = simhpc("run", study_file, "--out", "/dev/null/run")
+    assert code == 2
+    assert "/dev/null/run" in err
+    assert "Traceback" not in err

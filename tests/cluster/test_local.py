@@ -11,11 +11,11 @@ import time
 import pytest
 from tiny import MODELS, tiny, write_study
 
-from simhpc.cluster.local import Finished, Running, Skipped, StageStarted, run_stages
+from simhpc.cluster.local import Finished, Running, Skipped, StageStarted, check_root, run_stages
 from simhpc.errors import SimhpcError
 from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import read_progress
-from simhpc.stages.task import Task
+from simhpc.stages.task import ALL, Task
 from simhpc.study import load_study
 
 
@@ -35,7 +35,7 @@ def test_a_failing_model_stops_no_other_and_names_its_log(copied, tmp_path):
     assert "own.safetensors" in failed[0].log.read_text()
     assert [event.task for event in events if isinstance(event, Skipped)] == [Task("evaluate", "broken")]
     finished = [event for event in events if isinstance(event, Finished) and not event.error]
-    assert [event.task for event in finished] == [Task("aggregate", "all")]
+    assert [event.task for event in finished] == [Task("aggregate", ALL)]
     assert any("broken" in problem for problem in finished[0].summary["problems"])
     assert [event.n_done for event in events if isinstance(event, StageStarted)] == [3, 3, 3, 0]
 
@@ -85,14 +85,23 @@ def test_a_killed_job_is_a_failure_with_a_message(make_study, tmp_path):
     assert finished.error
 
 
-def test_a_path_that_submitit_would_misread(finished, tmp_path):
-    shutil.copytree(finished.dir.root, tmp_path / "100%jobs")
-    from simhpc.rundir import open_run
-
-    run = open_run(tmp_path / "100%jobs")
-    run.dir.predictions("cnn").unlink()
+def test_a_path_that_submitit_would_misread(tmp_path):
+    check_root(tmp_path / "fine")
     with pytest.raises(SimhpcError, match="reads '%'"):
-        list(run_stages(run, ("evaluate",), workers=1))
+        check_root(tmp_path / "r%j")
+
+
+@pytest.mark.parametrize("visible", ["GPU-1234", "0,MIG-7"])
+def test_gpus_named_otherwise_are_refused(make_study, monkeypatch, tmp_path, visible):
+    from simhpc.cluster import local
+    from simhpc.rundir import Run, RunDir
+
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    monkeypatch.setattr(local, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(SimhpcError, match="GPU numbers only"):
+        local.default_workers(Run(RunDir(tmp_path), make_study(resources={"device": "auto"})))
 
 
 def test_jobs_import_nothing_that_was_pickled():
@@ -131,5 +140,5 @@ def test_gpus_are_those_that_may_be_used(make_study, monkeypatch, tmp_path, devi
     study = make_study(resources={"device": device, "threads_per_task": 1})
     run = Run(RunDir(tmp_path), study)
     assert local._gpus(run) == expected
-    monkeypatch.setattr(local.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(6)))
     assert local.default_workers(run) == (len(expected) or 6)

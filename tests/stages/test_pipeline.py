@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import DATA, MODELS, execute_all, tiny, write_study
 
+from simhpc.errors import BadFileError
 from simhpc.rundir import open_run
 from simhpc.stages import STAGES, stage_module
 from simhpc.stages.prepare import prepare
@@ -124,7 +125,8 @@ def test_batch_size_does_not_change_what_is_attacked(finished, tmp_path):
     raw = tiny(resources={"batch_size": 17})
     shutil.copytree(finished.dir.root / "checkpoints", tmp_path / "run" / "checkpoints")
     shutil.copy(finished.dir.images, tmp_path / "run" / "images.h5")
-    (tmp_path / "run" / "study.toml").write_text(finished.dir.study.read_text())
+    shutil.copy(finished.dir.frozen, tmp_path / "run" / "frozen.json")
+    shutil.copy(finished.dir.study, tmp_path / "run" / "study.toml")
     run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
     assert run.study.resources.batch_size == 17
     assert {task.stage for task in execute_all(run, ("train", "attack"))} == {"attack"}
@@ -218,6 +220,46 @@ def test_retrained_weights_make_what_came_from_the_old_ones_out_of_date(copied):
     assert Task("train", "cnn") not in executed
     assert Task("attack", "cnn") in executed
     assert {Task("evaluate", key) for key in ("cnn", "convnext", "vit")} <= set(executed)
+
+
+def test_another_clean_answer_shows_other_images_again(copied):
+    """Attacked anew elsewhere, one borderline image may change sides: what was shown before is then not X_AB."""
+    path = copied.dir.adversarial("vit")
+    found = adversarial.load(path)
+    lost = int(found.index[0])
+    clean_pred = found.clean_pred.copy()
+    clean_pred[lost] = (clean_pred[lost] + 1) % 10
+    changed = {
+        "images": found.images[1:],
+        "index": found.index[1:],
+        "adv_pred": found.adv_pred[1:],
+        "clean_pred": clean_pred,
+    }
+    adversarial.AdversarialSet(**{**vars(found), **changed}).save(path)
+    executed = execute_all(copied)
+    assert Task("attack", "vit") not in executed
+    assert Task("evaluate", "vit") in executed
+    matrix = similarity.load(copied.dir.similarity)
+    assert matrix.problems == []
+    assert np.isfinite(matrix.sat).all()
+
+
+def test_a_damaged_adversarial_set_costs_only_its_own_column(copied):
+    path = copied.dir.adversarial("vit")
+    with h5py.File(path) as file:
+        chunk = file["images"].id.get_chunk_info(0)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.byte_offset + 5] ^= 1
+    path.write_bytes(damaged)
+    for key in ("cnn", "convnext", "vit"):
+        copied.dir.predictions(key).unlink()
+    for key in ("cnn", "convnext"):
+        with pytest.raises(BadFileError, match=r"adversarial/vit\.h5 .*Delete what is damaged and run again"):
+            stage_module("evaluate").execute(copied, Task("evaluate", key), lambda *_: None)
+        assert predictions.load(copied.dir.predictions(key)).sources == ["cnn", "convnext"]
+    path.unlink()
+    execute_all(copied)
+    assert np.isfinite(similarity.load(copied.dir.similarity).sat).all()
 
 
 def make_class_indexed_folder(root, size=8):

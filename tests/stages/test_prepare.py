@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tiny import tiny, write_study
 
-from simhpc.errors import ImageSourceError, ModelError, SimhpcError, StudyError
+from simhpc.errors import BadFileError, ImageSourceError, ModelError, SimhpcError, StudyError
 from simhpc.rundir import open_run
 from simhpc.stages.prepare import check, prepare, version_changes
 from simhpc.study import load_study
@@ -23,7 +23,7 @@ def test_the_frozen_copy_is_complete_and_opens_equal(make_study, tmp_path):
     for resolved in ("interpolation", "mean", "size_px = 8", "weight_decay", "confidence"):
         assert resolved in text
     assert version_changes(run) == []
-    run.dir.versions.write_text(run.dir.versions.read_text().replace('"timm": "', '"timm": "0'))
+    run.dir.frozen.write_text(run.dir.frozen.read_text().replace('"timm": "', '"timm": "0'))
     assert any(change.startswith("timm was 0") for change in version_changes(run))
 
 
@@ -112,3 +112,50 @@ def test_a_folder_with_other_things_in_it_is_not_touched(make_study, tmp_path):
     with pytest.raises(StudyError, match="exists and is not a run directory"):
         prepare(make_study(), tmp_path / "mine" / "thesis.txt")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_dropping_an_override_is_a_contradiction_too(tmp_path):
+    raw = tiny(("cnn",))
+    prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
+    raw["models"][0]["data"] = {"input_size_px": 16}
+    fewer = load_study(write_study(tmp_path / "study.toml", raw))
+    with pytest.raises(StudyError, match=r"models\.cnn\.data\.crop_pct: run directory has 1\.0, study has 0\.95"):
+        prepare(fewer, tmp_path / "run")
+
+
+def test_images_that_are_lost_are_drawn_again_and_foreign_or_damaged_ones_refused(make_study, tmp_path):
+    run = prepare(make_study(("cnn",)), tmp_path / "run")
+    whole = run.dir.images.read_bytes()
+    run.dir.images.unlink()
+    prepare(make_study(("cnn",)), tmp_path / "run")
+    assert run.dir.images.exists()
+    run.dir.images.write_bytes(whole[:-50])
+    with pytest.raises(BadFileError, match=r"images\.h5 .* Delete it, and it is made again"):
+        prepare(make_study(("cnn",)), tmp_path / "run")
+    other = prepare(make_study(("cnn",), images={"n": 50}), tmp_path / "other")
+    run.dir.images.write_bytes(other.dir.images.read_bytes())
+    with pytest.raises(BadFileError, match="not the image set that this run was begun with"):
+        prepare(make_study(("cnn",)), tmp_path / "run")
+
+
+def test_a_preparation_that_was_killed_is_taken_up(make_study, tmp_path):
+    run = prepare(make_study(("cnn",)), tmp_path / "run")
+    run.dir.study.unlink()
+    (run.dir.root / "images.h5.tmp.host.1").write_text("half")
+    assert prepare(make_study(("cnn",)), tmp_path / "run") == run
+
+
+def test_training_folders_must_have_the_same_classes(tmp_path):
+    for folder, names in (("shown", ("cat", "dog")), ("train", ("aardvark", "zebra"))):
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            for k in range(3):
+                Image.new("RGB", (8, 8), (k, k, 9)).save(tmp_path / folder / name / f"{k}.png")
+    given = study(
+        tmp_path,
+        ("cnn",),
+        images={"source": f"folder:{tmp_path / 'shown'}", "n": 4, "size_px": 8},
+        training={"images": f"folder:{tmp_path / 'train'}"},
+    )
+    with pytest.raises(ImageSourceError, match="class index 0 is 'aardvark' there and is 'cat' in the image set"):
+        check(given)

@@ -107,3 +107,19 @@ def test_wrapped_checkpoints_fit(checkpoint, tmp_path):
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "ddp.pth")
     entry = {"weights": f"checkpoint:{tmp_path}/ddp.pth", "args": {**MODELS["cnn"]["args"], "num_classes": 10}}
     assert resolve_model(model(**entry), 10).checkpoint_sha256
+
+
+def test_checkpoint_with_nan_or_integers(checkpoint, tmp_path):
+    from safetensors.torch import load_file
+
+    entry = {"weights": f"checkpoint:{tmp_path}/bad.safetensors", "args": {**MODELS["cnn"]["args"], "num_classes": 10}}
+    state = load_file(checkpoint)
+    save_file({**state, "fc.bias": torch.full((10,), float("nan"))}, tmp_path / "bad.safetensors")
+    assert "fc.bias holds NaN or infinity" in problem(**entry)
+    save_file({**state, "fc.bias": torch.zeros(10, dtype=torch.int32)}, tmp_path / "bad.safetensors")
+    assert "fc.bias is torch.int32, the model's is torch.float32" in problem(**entry)
+
+
+def test_data_configs_that_are_not_supported():
+    entry = {"args": {}, "num_classes": 1000, "data": {}, "training": None}
+    assert "crop_pct is 1.15" in problem(timm="volo_d4_448", weights="pretrained:sail_in1k", **entry)
