@@ -18,6 +18,7 @@ from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run
 from simhpc.stages import STAGES
 from simhpc.stages.progress import Progress
+from simhpc.stages.task import ALL
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import load_study
@@ -137,12 +138,13 @@ class _Display:
             case Finished(task, elapsed_s, error, summary, log):
                 self._ended += 1
                 entry = {"stage": task.stage, "model": task.model, "elapsed_s": round(elapsed_s, 2)}
+                name = "all models" if task.model == ALL else task.model
                 if error is None:
                     self._executed.append({**entry, **summary})
-                    self.say(f"{task.stage:<10} {task.model:<20} {duration(elapsed_s):>12}  {_describe(summary)}")
+                    self.say(f"{task.stage:<10} {name:<20} {duration(elapsed_s):>12}  {_describe(summary)}")
                 else:
                     self.failed.append({**entry, "error": error, "log": str(log)})
-                    self.say(f"{task.stage:<10} {task.model:<20} FAILED: {error}\n{'':10} log: {log}")
+                    self.say(f"{task.stage:<10} {name:<20} FAILED: {error}\n{'':10} log: {log}")
                 if summary.get("missing"):
                     self.say(f"  note: no adversarial sets yet of {summary['missing']}")
             case Skipped(task, reason):
