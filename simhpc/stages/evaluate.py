@@ -118,7 +118,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         adv_margin=adv_margin[good],
     ).save(run.dir.predictions(model.key))
     if damaged:
-        raise BadFileError(f"{'; '.join(damaged.values())}. Delete what is damaged and run again; the rest is done")
+        raise BadFileError(f"{'; '.join(damaged.values())}; all other sources are done")
     missing = [other.key for other in run.study.models if other.key not in sources]
     return {"sources": len(covered), "shown": shown, "missing": ",".join(missing)}
 

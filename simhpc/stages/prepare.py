@@ -176,13 +176,13 @@ def _held_images(held: Study, frozen: _Frozen, run_dir: RunDir) -> image_set.Ima
     Raises:
         BadFileError: it is damaged, or not this run's.
     """
-    if not run_dir.images.exists():
+    is_drawn_again = not run_dir.images.exists()
+    if is_drawn_again:
         _store_images(held, _open_source(held), run_dir)
-    try:
-        found = image_set.load(run_dir.images)
-    except BadFileError as error:
-        raise BadFileError(f"{error}. Delete it, and it is made again from {held.images.source}") from None
+    found = image_set.load(run_dir.images)
     if found.sha256 != frozen.images_sha256 or found.settings_sha256 != held.settings_sha256():
+        if is_drawn_again:
+            run_dir.images.unlink()
         raise BadFileError(
             f"{run_dir.images} is not the image set that this run was begun with: it belongs to another run, or "
             f"{held.images.source} has changed since"

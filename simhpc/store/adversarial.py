@@ -144,7 +144,7 @@ def iterate_images(path: Path, batch_size: int) -> Iterator[NDArray[np.uint8]]:
             digest.update(images)
             yield images
         if digest.hexdigest() != found.attrs.get("sha256"):
-            raise BadFileError(f"{path}: the data of 'images' do not match their checksum")
+            raise BadFileError(f"{path}: the data of 'images' do not match their checksum: delete it and run again")
 
 
 def load(path: Path) -> AdversarialSet:

@@ -68,7 +68,9 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
     except PermissionError as error:
         raise BadFileError(f"{path} cannot be read: {error}") from None
     except (OSError, RuntimeError, KeyError, UnicodeError) as error:  # h5py raises each of them on damage
-        raise BadFileError(f"{path} cannot be read as HDF5, it may be truncated or damaged: {error}") from None
+        raise BadFileError(
+            f"{path} cannot be read as HDF5, it may be truncated or damaged ({error}): delete it and run again"
+        ) from None
 
 
 def attributes(path: Path, *, kind: str, version: int) -> Attributes:
@@ -112,7 +114,7 @@ def read(path: Path, file: h5py.File, name: str, *, dtype: str, shape: tuple[int
     found = dataset(path, file, name, dtype=dtype, shape=shape)
     array: Array = found.asstr()[...] if dtype == "str" else found[...]
     if sha256_of(array) != found.attrs.get("sha256"):
-        raise BadFileError(f"{path}: the data of {name!r} do not match their checksum")
+        raise BadFileError(f"{path}: the data of {name!r} do not match their checksum: delete it and run again")
     return array
 
 

@@ -46,7 +46,7 @@ def read_trained(path: Path) -> dict[str, Tensor]:
         checkpoint.weights_sha256({name: tensor.numpy() for name, tensor in state.items()})
         != metadata["weights_sha256"]
     ):
-        raise BadFileError(f"{path}: the weights do not match their checksum")
+        raise BadFileError(f"{path}: the weights do not match their checksum: delete it and run again")
     return state
 
 

@@ -254,7 +254,9 @@ def test_a_damaged_adversarial_set_costs_only_its_own_column(copied):
     for key in ("cnn", "convnext", "vit"):
         copied.dir.predictions(key).unlink()
     for key in ("cnn", "convnext"):
-        with pytest.raises(BadFileError, match=r"adversarial/vit\.h5 .*Delete what is damaged and run again"):
+        with pytest.raises(
+            BadFileError, match=r"adversarial/vit\.h5 .*delete it and run again; all other sources are done"
+        ):
             stage_module("evaluate").execute(copied, Task("evaluate", key), lambda *_: None)
         assert predictions.load(copied.dir.predictions(key)).sources == ["cnn", "convnext"]
     path.unlink()

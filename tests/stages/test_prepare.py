@@ -130,12 +130,27 @@ def test_images_that_are_lost_are_drawn_again_and_foreign_or_damaged_ones_refuse
     prepare(make_study(("cnn",)), tmp_path / "run")
     assert run.dir.images.exists()
     run.dir.images.write_bytes(whole[:-50])
-    with pytest.raises(BadFileError, match=r"images\.h5 .* Delete it, and it is made again"):
+    with pytest.raises(BadFileError, match=r"images\.h5 .* delete it and run again"):
         prepare(make_study(("cnn",)), tmp_path / "run")
     other = prepare(make_study(("cnn",), images={"n": 50}), tmp_path / "other")
     run.dir.images.write_bytes(other.dir.images.read_bytes())
     with pytest.raises(BadFileError, match="not the image set that this run was begun with"):
         prepare(make_study(("cnn",)), tmp_path / "run")
+
+
+def test_images_are_not_drawn_again_from_a_source_that_has_changed(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "f" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (8, 8), (k, k, 9)).save(tmp_path / "f" / name / f"{k}.png")
+    images = {"source": f"folder:{tmp_path / 'f'}", "n": 4, "size_px": 8}
+    run = prepare(study(tmp_path, ("cnn",), images=images), tmp_path / "run")
+    run.dir.images.unlink()
+    for k in range(4):
+        Image.new("RGB", (8, 8), (200, k, 9)).save(tmp_path / "f" / "a" / f"{k}.png")
+    with pytest.raises(BadFileError, match="has changed since"):
+        prepare(study(tmp_path, ("cnn",), images=images), tmp_path / "run")
+    assert not run.dir.images.exists()
 
 
 def test_a_preparation_that_was_killed_is_taken_up(make_study, tmp_path):
