@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from tiny import tiny, write_study
+from tiny import tiny, wait_until_gone, write_study
 
 from simhpc.cli import app
 from simhpc.stages.task import ALL
@@ -179,12 +178,7 @@ def test_an_interrupted_run_leaves_no_task_behind_and_goes_on(tmp_path, name):
     assert program.returncode == 130
     assert "the same command again goes on from here" in err
     assert "Traceback" not in err
-    deadline = time.time() + 20
-    while (
-        time.time() < deadline and Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
-    ):
-        time.sleep(0.2)
-    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert wait_until_gone(pid)
 
 
 def test_no_permission_and_no_folder_are_messages(simhpc, study_file):

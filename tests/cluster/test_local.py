@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from tiny import MODELS, tiny, write_study
+from tiny import MODELS, tiny, wait_until_gone, write_study
 
 from simhpc.cluster.local import Finished, Running, Skipped, StageStarted, check_root, run_stages
 from simhpc.errors import SimhpcError
@@ -61,10 +61,7 @@ def test_leaving_early_cancels_what_runs(make_study, tmp_path):
             break
     events.close()
     # Both submitit's controller and the job itself have to go.
-    deadline = time.time() + 20
-    while _alive(progress.pid) and time.time() < deadline:
-        time.sleep(0.2)
-    assert not _alive(progress.pid)
+    assert wait_until_gone(progress.pid)
     assert not run.dir.checkpoint("cnn").exists()
 
 
@@ -76,7 +73,7 @@ def test_a_killed_job_is_a_failure_with_a_message(make_study, tmp_path):
         if isinstance(event, Running) and not killed:
             progress = event.readings[Task("train", "cnn")]
             if progress is not None and progress.done:
-                subprocess.run(["kill", f"-{int(signal.SIGKILL)}", str(progress.pid)], check=True)
+                os.kill(progress.pid, signal.SIGKILL)
                 killed = True
         if isinstance(event, Finished):
             finished = event
@@ -109,11 +106,6 @@ def test_jobs_import_nothing_that_was_pickled():
     program = "import pickle; from simhpc.stages.task import execute_task; print(len(pickle.dumps(execute_task)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 100
-
-
-def _alive(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.startswith("Z")
 
 
 @pytest.mark.parametrize(
