@@ -201,22 +201,15 @@ def check_classes(training: list[str], shown: list[str], where: str) -> None:
             )
 
 
-def training_positions(source: Source, chosen: ImageSet, *, same_source: bool) -> list[int]:
-    """Positions in `source` that share no image with the study's image set, by name and by content.
-
-    Args:
-        source: where training images come from.
-        same_source: whether the image set was drawn from the same source, so that names can be compared.
-    """
-    ids = set(chosen.ids) if same_source else set()
+def training_positions(source: Source, chosen: ImageSet) -> list[int]:
+    """Positions in `source` of the images that are not in the study's image set, under whatever name."""
     contents = set(chosen.content_ids)
     # Hashing a million files would take an hour; two copies of one image have at least the same size.
     sizes = {_size_in(content_id) for content_id in contents}
     return [
         position
-        for position, name in enumerate(source.ids)
-        if name not in ids
-        and not (source.content_size(position) in sizes and _content_id(source, position) in contents)
+        for position in range(len(source.ids))
+        if source.content_size(position) not in sizes or _content_id(source, position) not in contents
     ]
 
 

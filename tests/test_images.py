@@ -68,7 +68,7 @@ def test_image_set_holds_the_chosen_images_and_training_gets_the_others():
     assert chosen.images.shape == (100, 3, 8, 8)
     assert chosen.images.dtype == np.uint8
     assert np.bincount(chosen.labels).tolist() == pytest.approx([10] * 10, abs=1)
-    rest = im.training_positions(source, chosen, same_source=True)
+    rest = im.training_positions(source, chosen)
     held_out = {image.tobytes() for image in chosen.images}
     assert len(rest) + 100 <= 1797
     assert not any(np.asarray(source.image(k)).transpose(2, 0, 1).tobytes() in held_out for k in rest)
@@ -82,7 +82,7 @@ def test_a_copy_under_another_name_is_not_trained_on(tmp_path):
     copied_id = chosen.ids[0]
     (other / "a" / "copy.png").write_bytes((root / copied_id).read_bytes())
     train = im.open_source(f"folder:{other}", "sorted")
-    kept = [train.ids[k] for k in im.training_positions(train, chosen, same_source=False)]
+    kept = [train.ids[k] for k in im.training_positions(train, chosen)]
     assert kept == ["a/0.png", "b/0.png"]
 
 

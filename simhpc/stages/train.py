@@ -54,7 +54,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     where = settings.images or run.study.images.source
     source = open_source(where, run.study.images.labels)
     check_classes(source.classes, chosen.classes, where)
-    positions = training_positions(source, chosen, same_source=where == run.study.images.source)
+    positions = training_positions(source, chosen)
     if not positions:
         raise ImageSourceError(f"{where}: every image is in the image set too, none is left to train on")
     seed = derive_seed(run.study.seed, "train", model.key)
