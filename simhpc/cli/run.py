@@ -77,11 +77,12 @@ def run(
     except KeyboardInterrupt:
         # A second Ctrl-C would only leave tasks behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        events.close()
         errors.print(
             "interrupted, the running tasks are stopped; the same command again goes on from here", soft_wrap=True
         )
         raise typer.Exit(130) from None
+    finally:
+        events.close()
     matrix = similarity.load(run.dir.similarity) if "aggregate" in wanted and run.dir.similarity.exists() else None
     display.end(run, matrix, time.monotonic() - started_s, as_json=as_json)
     if display.failed or (matrix is not None and matrix.problems):

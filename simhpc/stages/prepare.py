@@ -71,7 +71,7 @@ def prepare(study: Study, root: Path) -> Run:
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
             + "\nOnly models can be added to a run. Choose another --out for a changed study."
         )
-    if resolved != held:
+    if resolved != held or given != frozen.given:
         _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)
     return Run(run_dir, resolved)
 

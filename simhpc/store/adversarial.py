@@ -88,7 +88,7 @@ def header(path: Path) -> Header:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        attributes = hdf5.attributes_of(file)
         n, n_attacked, size_px = (hdf5.attribute(path, attributes, k) for k in ("n_images", "n_attacked", "size_px"))
         hdf5.dataset(path, file, "images", dtype="uint8", shape=(n_attacked, 3, size_px, size_px))
         for name, dtype, length in _COLUMNS:

@@ -76,7 +76,12 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
 def attributes(path: Path, *, kind: str, version: int) -> Attributes:
     """All root attributes, without reading any data."""
     with opened(path, kind=kind, version=version) as file:
-        return {name: plain(value) for name, value in file.attrs.items()}
+        return attributes_of(file)
+
+
+def attributes_of(file: h5py.File) -> Attributes:
+    """All root attributes of an open file, as plain Python values."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
 
 
 def attribute(path: Path, attributes: Attributes, name: str) -> Any:
@@ -171,10 +176,10 @@ def _combine(hashes: Mapping[str, str]) -> str:
 
 
 def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
-    found = plain(file.attrs.get("format", "no format attribute"))
+    found = file.attrs.get("format", "no format attribute")
     if found != kind:
         raise BadFileError(f"{path} is not a {kind} file: its format is {found!r}")
-    found_version = plain(file.attrs.get("format_version", 0))
+    found_version = file.attrs.get("format_version", 0)
     if found_version != version:
         raise BadFileError(
             f"{path}: {kind} version {found_version}; this simhpc ({__version__}) reads version {version}"
@@ -193,8 +198,3 @@ def _verify(path: Path, *, kind: str, version: int) -> None:
         file.visititems(check)
         if _combine(hashes) != file.attrs["content_sha256"]:
             raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
-
-
-def plain(value: Any) -> Any:
-    """An HDF5 attribute as a plain Python value."""
-    return value.item() if isinstance(value, np.generic) else value

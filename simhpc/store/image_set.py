@@ -69,7 +69,7 @@ def load(path: Path) -> ImageSet:
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
         n = len(labels)
-        attributes = {name: str(file.attrs[name]) for name in file.attrs}
+        attributes = hdf5.attributes_of(file)
         return ImageSet(
             images=hdf5.read(path, file, "images", dtype="uint8", shape=(n, 3, None, None)),
             labels=labels,

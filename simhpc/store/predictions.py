@@ -70,7 +70,7 @@ def load(path: Path) -> PredictionSet:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        attributes = hdf5.attributes_of(file)
         labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
         sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
         n, m = len(labels), len(sources)
@@ -89,7 +89,7 @@ def load(path: Path) -> PredictionSet:
 def covered_sources(path: Path) -> tuple[Provenance, dict[str, str]]:
     """Who made the file, and which sources it covers: key to `content_sha256` of the adversarial set."""
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        attributes = hdf5.attributes_of(file)
         sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
         hashes = hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
     return Provenance.from_attributes(path, attributes), dict(zip(sources, hashes, strict=True))

@@ -84,7 +84,7 @@ def load(path: Path) -> SimilarityMatrix:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = {name: hdf5.plain(value) for name, value in file.attrs.items()}
+        attributes = hdf5.attributes_of(file)
         models = hdf5.read(path, file, "models", dtype="str", shape=(None,))
         m = len(models)
         square = functools.partial(hdf5.read, path, file, shape=(m, m))
