@@ -30,6 +30,18 @@ class MissingInputError(SimhpcError):
     """A task's input does not exist yet: an earlier stage has to make it first."""
 
 
+class ProfileError(SimhpcError):
+    """The cluster profile is wrong."""
+
+
+class SchedulerError(SimhpcError):
+    """Slurm refused something; the message holds its own words."""
+
+
+class SchedulerUnavailableError(SchedulerError):
+    """Slurm could not be asked: a program is missing, or does not answer."""
+
+
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """`; did you mean 'x'?` for the names in `known` nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import tomllib
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simhpc.errors import StudyError, nearest
+from simhpc.sections import Section, check_plain, explain, read_toml
 
 # Keys become file names, HDF5 names and job names, so they hold nothing that any of those would read.
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
@@ -29,11 +26,7 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
-
-
-class Images(_Section):
+class Images(Section):
     """The N labelled images that every model is shown."""
 
     source: str
@@ -69,7 +62,7 @@ class Images(_Section):
         return self
 
 
-class Training(_Section):
+class Training(Section):
     """How a model with `weights = "train"` is trained (timm's optimiser, scheduler, augmentation)."""
 
     images: str | None = None
@@ -105,7 +98,7 @@ class Training(_Section):
         return value
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Overrides of timm's data config for one model; complete in the frozen copy."""
 
     input_size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -115,7 +108,7 @@ class DataConfig(_Section):
     crop_pct: PositiveFraction | None = None
 
 
-class Model(_Section):
+class Model(Section):
     """One model of the study."""
 
     key: Key
@@ -126,7 +119,7 @@ class Model(_Section):
     """`train`, `pretrained:TAG`, or `checkpoint:PATH`."""
     checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the checkpoint file; checked when given, filled in by the frozen copy."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Constructor arguments passed to `timm.create_model`."""
     data: DataConfig = DataConfig()
     training: Training | None = None
@@ -196,7 +189,7 @@ class Model(_Section):
         return _sha256_of(self.model_dump(mode="json"))
 
 
-class Attack(_Section):
+class Attack(Section):
     """How adversarial images are made. The defaults are the paper's, as read in docs/method.md."""
 
     name: Literal["pgd-linf"] = "pgd-linf"
@@ -219,7 +212,7 @@ class Attack(_Section):
         return value
 
 
-class Similarity(_Section):
+class Similarity(Section):
     """How fooling rates become one number per pair."""
 
     floor_percent: Annotated[float, Field(gt=0, lt=100)] = 0.01
@@ -228,7 +221,7 @@ class Similarity(_Section):
     bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
 
 
-class Resources(_Section):
+class Resources(Section):
     """What one task may use. May be changed between runs of one study: it is no part of the question asked."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -236,7 +229,7 @@ class Resources(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
 
 
-class Study(_Section):
+class Study(Section):
     """A whole study."""
 
     name: Key
@@ -284,29 +277,19 @@ def load_study(path: Path) -> Study:
         StudyError: unreadable, not TOML, or not a study; the message lists every wrong key, what was given
             and what is allowed.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise StudyError(f"no study file {path}") from None
-    except OSError as error:
-        raise StudyError(f"cannot read study file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise StudyError(f"{path} is not UTF-8 text, so it is not a study file") from None
-    except (ValueError, RecursionError) as error:
-        raise StudyError(f"{path} is not valid TOML: {error}") from None
-    return parse_study(raw, base=path.resolve().parent, where=str(path))
+    return parse_study(read_toml(path, "study", StudyError), base=path.resolve().parent, where=str(path))
 
 
 def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
     """Validate a study given as plain data; see `load_study`."""
-    _check_plain(raw, "", where)
+    check_plain(raw, where, "study", StudyError)
     raw = _with_training_merged(raw, where)
     try:
         study = Study.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         shared = {details["loc"][1:] for details in error.errors() if details["loc"][:1] == ("training",)}
         lines = [
-            _explain(details)
+            explain(details, Study)
             for details in error.errors()
             # A model's training repeats what is wrong in [training]; a list of bad models is "too short" without them.
             if not (
@@ -356,25 +339,6 @@ def _image_source(value: str) -> str:
     return value
 
 
-def _check_plain(value: object, key: str, where: str) -> None:
-    """TOML also has dates and times, and numbers that are none; no key of a study takes those."""
-    match value:
-        case dict():
-            for name, item in value.items():
-                _check_plain(item, f"{key}.{name}" if key else str(name), where)
-        case list():
-            for position, item in enumerate(value, start=1):
-                _check_plain(item, f"{key}.{position}", where)
-        case float() if not math.isfinite(value):
-            raise StudyError(f"{where}: {key}: must be a finite number (given: {value})")
-        case str() | int() | float():
-            return
-        case _:
-            raise StudyError(
-                f"{where}: {key}: dates and times are not used in a study (given: {value}); quote it if it is a name"
-            )
-
-
 def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """Give each model that is trained here the whole of [training] with its own overrides on top."""
     shared, models = raw.get("training", {}), raw.get("models")
@@ -419,49 +383,6 @@ def _with_absolute_paths(study: Study, base: Path) -> Study:
         for model in study.models
     )
     return study.model_copy(update={"images": images, "models": models, "training": training(study.training)})
-
-
-def _explain(details: ErrorDetails) -> str:
-    loc = details["loc"]
-    where = ".".join(str(part + 1) if isinstance(part, int) else part for part in loc) or "study"
-    given = "" if details["type"] == "missing" else f" (given: {_short(details['input'])})"
-    if details["type"] == "extra_forbidden":
-        known = _fields_at(loc[:-1])
-        return f"{where}: unknown key{nearest(str(loc[-1]), known) or '; allowed: ' + ', '.join(known)}"
-    if details["type"] == "missing":
-        return f"{where}: this key is needed"
-    if details["type"] == "string_pattern_mismatch" and loc[-1] in ("key", "name"):
-        return f"{where}: letters, digits and _ . + - only, starting with a letter or digit, at most 100{given}"
-    message = details["msg"].removeprefix("Value error, ")
-    for theirs, toml in (
-        ("a valid array", "a list"),
-        ("an object", "a table"),
-        ("Tuple", "List"),
-        ("after validation, ", ""),
-    ):
-        message = message.replace(theirs, toml)
-    # A whole section as "what was given" hides the message behind a page of data.
-    return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else given)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Study
-    for part in loc:
-        if isinstance(part, str):
-            section = _section_in(section.model_fields[part].annotation)
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel]:
-    """The section type in `Section`, `Section | None` or `tuple[Section, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return _section_in(typing.get_args(annotation)[0])
 
 
 def _sha256_of(data: Any) -> str:
