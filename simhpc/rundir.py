@@ -38,6 +38,14 @@ class RunDir:
     def predictions(self, model: str) -> Path:
         return self.root / "predictions" / f"{model}.h5"
 
+    def attack_parts(self, model: str) -> Path:
+        """Folder of the batches of an attack that is not finished."""
+        return self.root / "partial" / "attack" / model
+
+    def partial_predictions(self, model: str) -> Path:
+        """Predictions of an evaluation that is not finished."""
+        return self.root / "partial" / "evaluate" / f"{model}.h5"
+
     @property
     def similarity(self) -> Path:
         return self.root / "similarity.h5"
@@ -65,6 +73,11 @@ class RunDir:
     def submissions(self) -> Path:
         """submitit's folders: job pickles and logs."""
         return self.root / "slurm"
+
+    @property
+    def ledger(self) -> Path:
+        """One file per submission to a cluster: which tasks were given to which job."""
+        return self.root / "slurm" / "ledger"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from simhpc.attacks.batches import OnBatch, fixed_size_batches
+from simhpc.attacks.batches import fixed_size_batches
 from simhpc.attacks.noise import uniform_noise
 from simhpc.attacks.pgd import pgd_linf
+
+OnBatch = Callable[[int, Tensor], None]
+"""Called with the first position of a batch and its adversarial images, uint8 (B, 3, H, W)."""
 
 
 class EpsilonExceededError(AssertionError):
@@ -27,6 +30,7 @@ def attack_images(
     steps: int,
     batch_size: int,
     device: torch.device,
+    finished: dict[int, Tensor],
     on_batch: OnBatch,
 ) -> Tensor:
     """PGD L-infinity from a random start in the ball, rounded to 8 bits.
@@ -38,6 +42,8 @@ def attack_images(
         seeds: N seeds of the random starts.
         eps_255: radius in units of 1/255.
         step_size_eps: step size in units of eps.
+        finished: what `on_batch` was given by an earlier call with the same arguments, by first
+            position. Those batches are not attacked again, and are taken out of it: no image is in memory twice.
 
     Returns:
         uint8 (N, 3, H, W), within `eps_255` levels of `images`.
@@ -48,6 +54,10 @@ def attack_images(
     eps = eps_255 / 255.0
     adversarial = torch.empty_like(images)
     for positions, count in fixed_size_batches(len(images), batch_size):
+        first = int(positions[0])
+        if first in finished:
+            adversarial[first : first + count] = finished.pop(first)
+            continue
         clean = images[positions].to(device).to(torch.float32).div_(255.0)
         noise = uniform_noise([seeds[position] for position in positions.tolist()], tuple(images.shape[1:]))
         attacked = pgd_linf(
@@ -61,9 +71,9 @@ def attack_images(
         )
         # Rounded: truncation would move every pixel towards black and lose attacks.
         levels = attacked.mul_(255.0).round_().to(torch.uint8).cpu()[:count]
-        first = int(positions[0])
         adversarial[first : first + count] = levels
-        on_batch(first + count)
+        check_within(images[first : first + count], levels, eps_255)
+        on_batch(first, levels)
     check_within(images, adversarial, eps_255)
     return adversarial
 

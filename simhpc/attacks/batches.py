@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-
-OnBatch = Callable[[int], None]
-"""Called with the number of images done so far."""
 
 
 def fixed_size_batches(n: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:

@@ -1,8 +1,9 @@
-"""One module per stage, each with three functions and nothing clever:
+"""One module per stage, each with four functions and nothing clever:
 
 - `tasks(run)` lists the stage's tasks, one per model;
 - `is_done(run, task)` opens and validates that task's output, without torch;
-- `execute(run, task, report)` makes it and returns plain data for the log line.
+- `execute(run, task, report)` makes it and returns plain data for the log line;
+- `discard_partial(run, task)` deletes what unfinished attempts have left of it.
 
 Running the same stage again is how one resumes: only tasks that are not done are executed.
 """
@@ -14,6 +15,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from simhpc.rundir import Run
+from simhpc.stages import validity
 from simhpc.stages.task import Report, Task
 
 STAGES = ("train", "attack", "evaluate", "aggregate")
@@ -28,6 +30,15 @@ class Stage(Protocol):
     def is_done(self, run: Run, task: Task) -> bool: ...
 
     def execute(self, run: Run, task: Task, report: Report) -> dict[str, Any]: ...
+
+    def discard_partial(self, run: Run, task: Task) -> None: ...
+
+
+def done_tasks(run: Run, stage: str) -> set[Task]:
+    """The tasks of a stage that `is_done` holds for; fast for a thousand models."""
+    module = stage_module(stage)
+    with validity.shared_sources(run):
+        return {task for task in module.tasks(run) if module.is_done(run, task)}
 
 
 def stage_module(name: str) -> Stage:

@@ -67,6 +67,10 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
     }
 
 
+def discard_partial(run: Run, task: Task) -> None:
+    """An interrupted aggregation leaves nothing behind."""
+
+
 def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     """Compute the matrix of a run from its prediction files, without writing anything."""
     inputs_sha256 = _inputs(run)

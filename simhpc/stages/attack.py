@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages.task import Report, Task
 from simhpc.stages.validity import adversarial_header
+from simhpc.store import attack_parts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from simhpc.store.provenance import Provenance
 
 STAGE = "attack"
 
@@ -28,7 +36,7 @@ def is_done(run: Run, task: Task) -> bool:
 
 
 def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
-    """Attack one model on the images that it classifies correctly.
+    """Attack one model on the images that it classifies correctly; go on from the batches of earlier attempts.
 
     Returns:
         `accuracy` on the clean images and `self_fooling` of the stored adversarial ones (fractions; the
@@ -36,6 +44,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     """
     import numpy as np
     import torch
+    from torch import Tensor
 
     from simhpc.attacks.attack import attack_images
     from simhpc.attacks.batches import predict
@@ -63,7 +72,18 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
 
     clean_pred, clean_margin = predict(classifier, clean, labels, batch_size, device)
     index = torch.nonzero(clean_pred == labels).squeeze(1)
-    report(0, len(index), "image")
+    origin = provenance(run, model, loaded.weights_sha256, device)
+    parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, batch_size, index.numpy()))
+    kept = {first: torch.from_numpy(images) for first, images in parts.load().items()}
+    done = sum(len(images) for images in kept.values())
+    report(done, len(index), "image")
+
+    def keep(first: int, images: Tensor) -> None:
+        nonlocal done
+        parts.save(first, images.numpy())
+        done += len(images)
+        report(done, len(index), "image")
+
     adversarial = attack_images(
         classifier,
         clean[index],
@@ -74,13 +94,14 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         steps=settings.steps,
         batch_size=batch_size,
         device=device,
-        on_batch=lambda done: report(done, len(index), "image"),
+        finished=kept,
+        on_batch=keep,
     )
     # What counts is the image that others will be shown: the stored one.
     adv_pred, _ = predict(classifier, adversarial, labels[index], batch_size, device)
     n_fooled = int((adv_pred != labels[index]).sum())
     AdversarialSet(
-        provenance=provenance(run, model, loaded.weights_sha256, device),
+        provenance=origin,
         images=adversarial.numpy(),
         index=index.numpy().astype(np.int32),
         clean_pred=clean_pred.numpy().astype(np.int32),
@@ -88,8 +109,20 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         adv_pred=adv_pred.numpy().astype(np.int32),
         n_fooled=n_fooled,
     ).save(run.dir.adversarial(model.key))
+    discard_partial(run, task)
     return {
         "accuracy": len(index) / len(labels),
         "self_fooling": n_fooled / len(index) if len(index) else float("nan"),
         "images": len(index),
     }
+
+
+def discard_partial(run: Run, task: Task) -> None:
+    """Delete what unfinished attempts have left."""
+    attack_parts.remove(run.dir.attack_parts(task.model))
+
+
+def _identity(origin: Provenance, batch_size: int, index: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+    """Of everything that a batch of the attack depends on: an attempt on other hardware starts afresh."""
+    decides = [origin.attributes(), batch_size, index.tolist()]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -6,13 +6,16 @@ B's file covers already are kept, so a model added to the study costs each of th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
+from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance, usable_sources
 from simhpc.store import adversarial, image_set, predictions
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 STAGE = "evaluate"
 
+_SAVE_INTERVAL_S = 60.0
+
 
 def tasks(run: Run) -> Sequence[Task]:
     """One task per model."""
@@ -32,7 +37,7 @@ def tasks(run: Run) -> Sequence[Task]:
 def is_done(run: Run, task: Task) -> bool:
     """Whether the model's predictions are valid and cover every adversarial set that exists now."""
     model = run.study.model(task.model)
-    covered = _covered(run, model)
+    covered = _covered(run, model, run.dir.predictions(task.model))
     return covered is not None and covered == {
         key: header.content_sha256 for key, header in usable_sources(run).items()
     }
@@ -76,56 +81,75 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     n = len(labels)
     adv_pred = np.full((len(sources), n), NOT_SHOWN, dtype=np.int32)
     adv_margin = np.full((len(sources), n), np.nan, dtype=np.float16)
-    kept = _keep(run, model, sources, clean_pred, adv_pred, adv_margin)
-    to_show = {key: head for key, head in sources.items() if key not in kept}
-    total = sum(head.n_attacked for head in to_show.values())
+    covered = _keep(run, model, sources, clean_pred, adv_pred, adv_margin)
+    to_show = [key for key in sources if key not in covered]
+    total = sum(sources[key].n_attacked for key in to_show)
     done = shown = 0
-    report(0, total, "image")
     damaged: dict[str, str] = {}
-    for row, (key, header) in enumerate(sources.items()):
-        if key in kept:
-            continue
-        path = run.dir.adversarial(key)
-        try:
-            index = adversarial.load_index(path)
-            start = 0
-            # In slices of many batches, because each slice fills up its last batch.
-            for images in adversarial.iterate_images(path, batch_size * 16):
-                positions = index[start : start + len(images)]
-                common = clean_pred[positions] == labels[positions]
-                start += len(images)
-                if common.any():
-                    positions = positions[common]
-                    inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
-                    truth = torch.from_numpy(labels[positions]).long()
-                    pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
-                    adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), to_float16(margin)
-                    shown += len(positions)
-                report(done + start, total, "image")
-        except BadFileError as error:
-            damaged[key] = str(error)
-        done += header.n_attacked
-    good = [row for row, key in enumerate(sources) if key not in damaged]
-    covered = [key for key in sources if key not in damaged]
-    PredictionSet(
-        provenance=provenance(run, model, loaded.weights_sha256, device),
-        labels=labels,
-        clean_pred=clean_pred,
-        clean_margin=clean_margin,
-        sources=covered,
-        source_sha256=[sources[key].content_sha256 for key in covered],
-        adv_pred=adv_pred[good],
-        adv_margin=adv_margin[good],
-    ).save(run.dir.predictions(model.key))
+
+    def save(path: Path) -> None:
+        rows = [row for row, key in enumerate(sources) if key in covered]
+        names = [key for key in sources if key in covered]
+        PredictionSet(
+            provenance=provenance(run, model, loaded.weights_sha256, device),
+            labels=labels,
+            clean_pred=clean_pred,
+            clean_margin=clean_margin,
+            sources=names,
+            source_sha256=[sources[key].content_sha256 for key in names],
+            adv_pred=adv_pred[rows],
+            adv_margin=adv_margin[rows],
+        ).save(path)
+
+    partial = run.dir.partial_predictions(model.key)
+    saved_s = time.monotonic()
+    report(0, total, "image")
+    try:
+        for key in to_show:
+            row, path = list(sources).index(key), run.dir.adversarial(key)
+            try:
+                index = adversarial.load_index(path)
+                start = 0
+                # In slices of many batches, because each slice fills up its last batch.
+                for images in adversarial.iterate_images(path, batch_size * 16):
+                    positions = index[start : start + len(images)]
+                    common = clean_pred[positions] == labels[positions]
+                    start += len(images)
+                    if common.any():
+                        positions = positions[common]
+                        inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
+                        truth = torch.from_numpy(labels[positions]).long()
+                        pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
+                        adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), to_float16(margin)
+                        shown += len(positions)
+                    report(done + start, total, "image")
+                covered.add(key)
+            except BadFileError as error:
+                damaged[key] = str(error)
+            done += sources[key].n_attacked
+            if time.monotonic() - saved_s > _SAVE_INTERVAL_S:
+                save(partial)
+                saved_s = time.monotonic()
+        save(run.dir.predictions(model.key))
+    except Interrupted:
+        if covered:
+            save(partial)
+        report(sum(sources[key].n_attacked for key in to_show if key in covered), total, "image")
+        raise
+    discard_partial(run, task)
     if damaged:
         raise BadFileError(f"{'; '.join(damaged.values())}; all other sources are done")
     missing = [other.key for other in run.study.models if other.key not in sources]
     return {"sources": len(covered), "shown": shown, "missing": ",".join(missing)}
 
 
-def _covered(run: Run, model: Model) -> dict[str, str] | None:
+def discard_partial(run: Run, task: Task) -> None:
+    """Delete what unfinished attempts have left."""
+    run.dir.partial_predictions(task.model).unlink(missing_ok=True)
+
+
+def _covered(run: Run, model: Model, path: Path) -> dict[str, str] | None:
     """Sources of a valid predictions file and their hashes, or None without such a file."""
-    path = run.dir.predictions(model.key)
     try:
         own = adversarial_header(run, model)
         found, covered = predictions.covered_sources(path)
@@ -143,20 +167,20 @@ def _keep(
     adv_pred: np.ndarray[Any, np.dtype[np.int32]],
     adv_margin: np.ndarray[Any, np.dtype[np.float16]],
 ) -> set[str]:
-    """Copy what an earlier file says of sources that have not changed since; return their keys."""
-    if _covered(run, model) is None:
-        return set()
-    try:
-        earlier = predictions.load(run.dir.predictions(model.key))
-    except BadFileError:
-        return set()
-    if not np.array_equal(earlier.clean_pred, clean_pred):  # another X_B: other images were shown
-        return set()
-    known = dict(zip(earlier.sources, earlier.source_sha256, strict=True))
-    kept = set()
-    for row, (key, header) in enumerate(sources.items()):
-        if known.get(key) == header.content_sha256:
-            old_row = earlier.sources.index(key)
-            adv_pred[row], adv_margin[row] = earlier.adv_pred[old_row], earlier.adv_margin[old_row]
-            kept.add(key)
+    """Copy what earlier files say of sources that have not changed since; return their keys."""
+    kept: set[str] = set()
+    for path in (run.dir.predictions(model.key), run.dir.partial_predictions(model.key)):
+        if _covered(run, model, path) is None:
+            continue
+        try:
+            earlier = predictions.load(path)
+        except BadFileError:
+            continue
+        if not np.array_equal(earlier.clean_pred, clean_pred):  # another X_B: other images were shown
+            continue
+        row_of = {key: row for row, key in enumerate(earlier.sources)}
+        for row, (key, header) in enumerate(sources.items()):
+            if key in row_of and earlier.source_sha256[row_of[key]] == header.content_sha256:
+                adv_pred[row], adv_margin[row] = earlier.adv_pred[row_of[key]], earlier.adv_margin[row_of[key]]
+                kept.add(key)
     return kept

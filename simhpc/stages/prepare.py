@@ -37,12 +37,13 @@ def check(study: Study) -> Study:
     return _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
 
 
-def prepare(study: Study, root: Path) -> Run:
+def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     """Make or complete the run directory `root` for a study, and open it.
 
     Args:
         study: as loaded from its file.
         root: an existing run directory, or a path where one can be made.
+        dry_run: check everything, but write nothing: the run that is returned may not exist.
 
     Raises:
         StudyError: `root` answers another study, or holds something else.
@@ -56,6 +57,8 @@ def prepare(study: Study, root: Path) -> Run:
             raise StudyError(f"{root} exists and is not a run directory: choose another --out")
         source = _open_source(study)
         resolved = _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
+        if dry_run:
+            return Run(run_dir, resolved)
         with _removed_on_failure(root):
             images_sha256 = _store_images(resolved, source, run_dir)
             _freeze(resolved, _Frozen(_versions(), given, images_sha256), run_dir)
@@ -71,7 +74,7 @@ def prepare(study: Study, root: Path) -> Run:
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
             + "\nOnly models can be added to a run. Choose another --out for a changed study."
         )
-    if resolved != held or given != frozen.given:
+    if not dry_run and (resolved != held or given != frozen.given):
         _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)
     return Run(run_dir, resolved)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,31 +16,44 @@ from typing import Self
 _MIN_INTERVAL_S = 0.5
 
 
+class Interrupted(BaseException):
+    """The task was told to stop and may go on later, elsewhere; like KeyboardInterrupt, no error of its own.
+
+    A stage that catches it saves what is whole, reports what a next attempt will find, and raises it again.
+    """
+
+
 @dataclass(frozen=True)
 class Progress:
     """One reading.
 
     Attributes:
-        state: `running`, `finished` or `failed`.
+        state: `running`, `finished`, `interrupted` or `failed`.
         done, total: in `unit`s (`epoch`, `image`, ...); total 0 before the first report.
+        resumed: of `done`, what earlier attempts had left behind.
         started_unix_s, updated_unix_s: seconds since 1970.
         host, pid: of the process that wrote it.
+        job: the batch system's number of the job (`12_3`), empty outside one.
+        error: the last line of what went wrong, empty unless failed.
     """
 
     state: str
     done: int
     total: int
+    resumed: int
     unit: str
     started_unix_s: float
     updated_unix_s: float
     host: str
     pid: int
+    job: str
+    error: str
 
     @property
     def rate_per_s(self) -> float:
-        """Units per second since the start; 0 when nothing is done yet."""
+        """Units per second since this attempt started; 0 when it has done nothing yet."""
         elapsed_s = self.updated_unix_s - self.started_unix_s
-        return self.done / elapsed_s if elapsed_s > 0 else 0.0
+        return (self.done - self.resumed) / elapsed_s if elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
@@ -46,12 +61,30 @@ class Progress:
         return (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else None
 
 
+_is_interrupted = False
+
+
+def interrupt(*_: object) -> None:
+    """A signal handler that stops the task. Where Python drops what is raised (in `__del__`), the next report raises.
+
+    Raises:
+        Interrupted: always.
+    """
+    global _is_interrupted
+    _is_interrupted = True
+    raise Interrupted
+
+
 class ProgressFile:
     """Writes `Progress` to a file while a task runs, at most twice a second."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, job: str = "") -> None:
+        now = time.time()
         self._path = path
-        self._now = Progress("running", 0, 0, "", time.time(), time.time(), socket.gethostname(), os.getpid())
+        self._is_leaving = False
+        self._now = Progress("running", 0, 0, 0, "", now, now, socket.gethostname(), os.getpid(), job, "")
+        # As in `store.atomic`, but renamed without a flush: a crash may lose the last reading.
+        self._temporary = path.with_name(f"{path.name}.tmp.{self._now.host}.{self._now.pid}.{secrets.token_hex(3)}")
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,22 +94,42 @@ class ProgressFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write(self._changed(state="finished" if error is None else "failed"))
+        if error is None:
+            self._write(self._changed(state="finished"))
+        elif isinstance(error, Interrupted):
+            self._write(self._changed(state="interrupted"))
+        else:
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self._write(self._changed(state="failed", error=text.strip().splitlines()[0]))
 
     def report(self, done: int, total: int, unit: str) -> None:
-        """Note how far the task is (a `task.Report`)."""
-        if time.time() - self._now.updated_unix_s >= _MIN_INTERVAL_S or done == total:
-            self._write(self._changed(done=done, total=total, unit=unit))
+        """Note how far the task is (a `task.Report`); the first report says what was there before."""
+        is_first = self._now.total == 0
+        self._now = self._changed(done=done, total=total, unit=unit, resumed=done if is_first else self._now.resumed)
+        if is_first or done == total or self._now.updated_unix_s - self._written_s >= _MIN_INTERVAL_S:
+            self._write(self._now)
+        if _is_interrupted and not self._is_leaving:
+            self._is_leaving = True  # a stage that was interrupted reports what it has saved
+            raise Interrupted
+
+    def fail(self, error: str) -> None:
+        """Note that the task has failed, after the context has been left."""
+        self._write(self._changed(state="failed", error=error))
+
+    @property
+    def has_advanced(self) -> bool:
+        """Whether this attempt has done anything that a next one will find."""
+        return self._now.done > self._now.resumed
 
     def _changed(self, **changes: object) -> Progress:
         return Progress(**{**asdict(self._now), **changes, "updated_unix_s": time.time()})
 
     def _write(self, progress: Progress) -> None:
-        self._now = progress
-        # Renamed, not flushed: a reader never sees half a file, and a crash may lose the last reading.
-        temporary = self._path.with_name(f"{self._path.name}.tmp.{progress.host}.{progress.pid}")
-        temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        temporary.replace(self._path)
+        self._now, self._written_s = progress, progress.updated_unix_s
+        # A full disk must not fail a task for its progress, nor hide what the task itself has to say of it.
+        with suppress(OSError):
+            self._temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            self._temporary.replace(self._path)
 
 
 def read_progress(path: Path) -> Progress | None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simhpc.rundir import open_run
+from simhpc.rundir import Run, open_run
 from simhpc.stages.progress import ProgressFile
 
 Report = Callable[[int, int, str], None]
-"""Called with (done, total, unit) as a task advances."""
+"""Called with (done, total, unit) as a task advances; first with what earlier attempts have left."""
 
 ALL = "_all"
 """The model of a task that concerns every model at once; no model key starts with an underscore."""
@@ -30,7 +30,7 @@ class Task:
 
 
 def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
-    """Do one task in this process: what every job runs, local or on a cluster.
+    """Do one task in this process: what every local job runs.
 
     Takes and returns plain data only, so that nothing of ours is pickled across versions or machines.
 
@@ -40,14 +40,23 @@ def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
         model: key in the study, or `ALL`.
 
     Returns:
-        The stage's summary: names to numbers or strings.
+        The stage's summary: names to numbers or strings; empty if the task was done already.
     """
+    run = open_run(Path(run_dir))
+    return execute(run, Task(stage, model), ProgressFile(run.dir.progress(stage, model)))
+
+
+def execute(run: Run, task: Task, progress: ProgressFile) -> dict[str, Any]:
+    """Do one task in this process, unless it is done, and keep its progress file."""
     from simhpc.stages import stage_module
 
-    run = open_run(Path(run_dir))
     # Before torch is imported: its thread pools are sized once.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(run.study.resources.threads_per_task)
-    task = Task(stage, model)
-    with ProgressFile(run.dir.progress(stage, model)) as progress:
-        return stage_module(stage).execute(run, task, progress.report)
+    module = stage_module(task.stage)
+    with progress:
+        if not module.is_done(run, task):
+            return module.execute(run, task, progress.report)
+        # Another copy has finished it: a job that was requeued after its node was lost, a second submission.
+        module.discard_partial(run, task)
+        return {}

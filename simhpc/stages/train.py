@@ -9,6 +9,7 @@ from typing import Any
 
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
+from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import Report, Task
 from simhpc.store import checkpoint, image_set
 
@@ -62,41 +63,49 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     report(0, settings.epochs, "epoch")
     training.seed_everything(derive_seed(seed, "initialisation"))
     network = build.untrained(model, chosen.num_classes).to(device)
-    loss = training.train(
-        network,
-        source,
-        positions,
-        settings,
-        model.data,
-        seed=seed,
-        device=device,
-        on_epoch=lambda done: report(done, settings.epochs, "epoch"),
-    )
-    images, labels = (
-        torch.from_numpy(clean_view(chosen.images, model.data)),
-        torch.from_numpy(chosen.labels).long(),
-    )
-    classifier = PixelClassifier(network, model.data).to(device)
-    pred, _ = predict(classifier, images, labels, run.study.resources.batch_size, device)
-    accuracy = float((pred == labels).double().mean())
-    used = hashlib.sha256("\n".join(source.ids[position] for position in positions).encode()).hexdigest()
-    checkpoint.save(
-        run.dir.checkpoint(model.key),
-        weights.state_arrays(network),
-        {
-            **_identity(run, model.key),
-            "timm_name": model.timm_name,
-            "study_entry": json.dumps(model.model_dump(mode="json"), sort_keys=True),
-            "num_classes": str(chosen.num_classes),
-            "training_images": str(len(positions)),
-            "training_images_sha256": used,
-            "accuracy": repr(accuracy),
-            "final_loss_nats": repr(loss),
-            "torch": str(torch.__version__),
-            "timm": timm.__version__,
-        },
-    )
+    try:
+        loss = training.train(
+            network,
+            source,
+            positions,
+            settings,
+            model.data,
+            seed=seed,
+            device=device,
+            on_epoch=lambda done: report(done, settings.epochs, "epoch"),
+        )
+        images, labels = (
+            torch.from_numpy(clean_view(chosen.images, model.data)),
+            torch.from_numpy(chosen.labels).long(),
+        )
+        classifier = PixelClassifier(network, model.data).to(device)
+        pred, _ = predict(classifier, images, labels, run.study.resources.batch_size, device)
+        accuracy = float((pred == labels).double().mean())
+        used = hashlib.sha256("\n".join(source.ids[position] for position in positions).encode()).hexdigest()
+        checkpoint.save(
+            run.dir.checkpoint(model.key),
+            weights.state_arrays(network),
+            {
+                **_identity(run, model.key),
+                "timm_name": model.timm_name,
+                "study_entry": json.dumps(model.model_dump(mode="json"), sort_keys=True),
+                "num_classes": str(chosen.num_classes),
+                "training_images": str(len(positions)),
+                "training_images_sha256": used,
+                "accuracy": repr(accuracy),
+                "final_loss_nats": repr(loss),
+                "torch": str(torch.__version__),
+                "timm": timm.__version__,
+            },
+        )
+    except Interrupted:
+        report(0, settings.epochs, "epoch")  # a next attempt begins again
+        raise
     return {"accuracy": accuracy, "loss": loss, "images": len(positions)}
+
+
+def discard_partial(run: Run, task: Task) -> None:
+    """An interrupted training leaves nothing behind."""
 
 
 def _identity(run: Run, key: str) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from simhpc.errors import BadFileError, MissingInputError
@@ -46,8 +49,23 @@ def adversarial_header(run: Run, model: Model) -> adversarial.Header:
     return header
 
 
+_shared: ContextVar[dict[str, adversarial.Header] | None] = ContextVar("_shared", default=None)
+
+
+@contextmanager
+def shared_sources(run: Run) -> Iterator[None]:
+    """Inside it, `usable_sources` of this run looks at the files once only: else M tasks look at M files each."""
+    token = _shared.set(usable_sources(run))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def usable_sources(run: Run) -> dict[str, adversarial.Header]:
     """Headers of the adversarial sets that exist and belong to this run, in the study's order."""
+    if (shared := _shared.get()) is not None:
+        return shared
     headers: dict[str, adversarial.Header] = {}
     for model in run.study.models:
         try:

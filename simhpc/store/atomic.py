@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ def replacing(path: Path, *, verify: Callable[[Path], object] | None = None) -> 
         verify: called with the flushed temporary file before the rename; whatever it raises stops the rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two copies of one task may run at once, on two nodes or on one: neither may touch the other's file.
-    temporary = path.with_name(f"{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
+    # Two copies of one task may run at once, on two nodes or on one: neither may touch the other's file. In
+    # containers both may have the same process number.
+    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(3)}"
+    temporary = path.with_name(f"{path.name}.tmp.{owner}")
     try:
         yield temporary
         _sync(temporary)

@@ -37,7 +37,7 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
         datasets: name (may contain `/`) to array; arrays of `str` are stored as UTF-8.
     """
     verify = functools.partial(_verify, kind=kind, version=version)
-    with replacing(path, verify=verify) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path, verify=verify) as temporary, h5py.File(temporary, "w", locking=False) as file:
         hashes = {name: _write_dataset(file, name, array) for name, array in datasets.items()}
         file.attrs.update(attributes)
         file.attrs.update(

@@ -15,7 +15,7 @@ def attack(target, n=20, batch_size=8, steps=3, eps_255=32):
     classifier, images, labels = target
     return attack_images(
         classifier, images[:n], labels[:n], range(n), eps_255=eps_255, step_size_eps=0.4, steps=steps,
-        batch_size=batch_size, device=CPU, on_batch=lambda done: None,
+        batch_size=batch_size, device=CPU, finished={}, on_batch=lambda first, images: None,
     )  # fmt: skip
 
 
@@ -42,14 +42,26 @@ def test_the_same_twice_is_identical(target):
     assert torch.equal(attack(target), attack(target))
 
 
-def test_progress_counts_images(target):
+def test_an_attack_goes_on_from_finished_batches(target):
+    """What was finished is taken as it is, not attacked again; what is reported adds up to the result."""
     classifier, images, labels = target
-    seen: list[int] = []
-    attack_images(
-        classifier, images[:10], labels[:10], range(10), eps_255=8, step_size_eps=0.1, steps=1,
-        batch_size=4, device=CPU, on_batch=seen.append,
-    )  # fmt: skip
-    assert seen == [4, 8, 10]
+
+    def attacked(finished):
+        seen = {}
+        result = attack_images(
+            classifier, images[:10], labels[:10], range(10), eps_255=8, step_size_eps=0.1, steps=1,
+            batch_size=4, device=CPU, finished=finished, on_batch=seen.__setitem__,
+        )  # fmt: skip
+        return result, seen
+
+    whole, batches = attacked({})
+    assert {first: len(part) for first, part in batches.items()} == {0: 4, 4: 4, 8: 2}
+    assert torch.equal(torch.cat(list(batches.values())), whole)
+    result, seen = attacked({4: images[4:8]})
+    assert sorted(seen) == [0, 8]
+    assert torch.equal(result[:4], whole[:4])
+    assert torch.equal(result[4:8], images[4:8])
+    assert torch.equal(result[8:], whole[8:])
 
 
 def test_no_images_at_all(target):
