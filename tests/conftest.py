@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 from tiny import execute_all, tiny, write_study
 
+from simhpc.cli import app
 from simhpc.rundir import Run, open_run
 from simhpc.stages.prepare import prepare
 from simhpc.study import Study, load_study
@@ -52,3 +54,21 @@ def copied(finished: Run, tmp_path: Path) -> Run:
     """A copy of the finished run that a test may damage."""
     shutil.copytree(finished.dir.root, tmp_path / "run")
     return open_run(tmp_path / "run")
+
+
+@pytest.fixture
+def simhpc(monkeypatch, capfd):
+    """Run the program in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["simhpc", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            app.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

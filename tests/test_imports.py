@@ -13,14 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "simhpc"
 ALLOWED = {
     "analysis": set(),
     "attacks": set(),
-    "study": set(),
+    "sections": set(),
+    "study": {"sections"},
     "rundir": {"study"},
     "store": set(),
     "images": {"study", "store", "zoo"},
     "zoo": {"study", "store"},
     "report": {"analysis", "store"},
     "stages": {"analysis", "attacks", "images", "report", "rundir", "store", "study", "zoo"},
-    "cluster": {"rundir", "stages", "study"},
+    "cluster": {"rundir", "sections", "stages", "store", "study"},
     "cli": {"cluster", "rundir", "stages", "store", "study"},
     "errors": set(),
     "seeds": set(),
@@ -34,7 +35,7 @@ ONLY = {
     "timm": {"zoo"},
     "torchvision": {"zoo"},
     "h5py": {"store"},
-    "pydantic": {"study"},
+    "pydantic": {"cluster", "sections", "study"},
     "matplotlib": {"report"},
 }
 

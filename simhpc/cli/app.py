@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from simhpc import __version__
-from simhpc.cli import aggregate, run, validate
+from simhpc.cli import aggregate, cancel, doctor, logs, retry, run, status, submit, validate
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
 
@@ -26,6 +26,12 @@ app = typer.Typer(
 )
 app.command("validate")(validate.validate)
 app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)
+app.command("submit")(submit.submit)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.command("cancel")(cancel.cancel)
+app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 
 _debug = False

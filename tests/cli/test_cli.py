@@ -11,26 +11,7 @@ import time
 import pytest
 from tiny import tiny, wait_until_gone, write_study
 
-from simhpc.cli import app
 from simhpc.stages.task import ALL
-
-
-@pytest.fixture
-def simhpc(monkeypatch, capfd):
-    """Run the program in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["simhpc", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            app.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

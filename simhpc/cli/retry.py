@@ -1,0 +1,66 @@
+"""`simhpc retry [--failed|MODEL…]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simhpc.cli.console import errors, output
+from simhpc.cli.runs import RunOption, find_run
+from simhpc.cli.submit import submit_and_tell
+from simhpc.errors import SimhpcError
+from simhpc.stages.task import ALL
+
+
+def retry(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]…", help="Whose failed or cancelled tasks to submit again.")
+    ] = None,
+    run_dir: RunOption = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Every task that failed.")] = False,
+    profile_file: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="Other resources.", show_default="those of the last submission"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was submitted as JSON.")] = False,
+) -> None:
+    """Submit failed tasks again, and after them what depends on them. They go on from what they had finished.
+
+    Earlier logs are kept (`simhpc logs MODEL --attempt N`). A task that ran out of memory gets more of it, by
+    [bold]retry.oom_memory_factor[/] in the profile, up to [bold]retry.max_mem_gb[/].
+
+    [bold]Examples[/]
+
+      simhpc retry --failed
+
+      simhpc retry vit --run runs/demo
+
+      simhpc retry --failed --profile slurm/bigger.toml
+    """
+    from simhpc.cluster import control, ledger, scheduler
+    from simhpc.cluster import submit as submission
+    from simhpc.cluster.profile import load_profile
+
+    if bool(models) == failed:
+        raise SimhpcError("name the models to retry, or give --failed")
+    run = find_run(run_dir)
+    chosen = control.chosen_models(run, models) if models else None
+    profile = load_profile(profile_file) if profile_file is not None else None
+    say = errors if as_json else output
+    with ledger.locked(run.dir):
+        planned = control.plan_retry(
+            run,
+            submission.look_before_submitting(run),
+            models=chosen,
+            profile=profile,
+            max_array_size=scheduler.max_array_size(),
+        )
+        for task in planned.tasks:
+            name = "all models" if task.model == ALL else task.model
+            memory = planned.raised.get((task.model, task.stage))
+            more = f", now with {memory:.3g} GiB" if memory else ""
+            say.print(f"again      {task.stage:<10} {name}: {task.reason}{more}", markup=False, soft_wrap=True)
+        if not submit_and_tell(run, planned.plans, as_json=as_json):
+            say.print("nothing of that has failed")

@@ -1,0 +1,183 @@
+"""`simhpc submit STAGE STUDY`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simhpc.cli.console import errors, output
+from simhpc.cli.status import wait_for
+from simhpc.errors import SimhpcError, nearest
+from simhpc.stages import STAGES
+from simhpc.stages.task import ALL
+from simhpc.study import load_study
+
+if TYPE_CHECKING:
+    from simhpc.cluster.submit import StagePlan
+    from simhpc.rundir import Run
+
+_VERBS = {"attacks": "attack"}
+
+
+def submit(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="train, attacks, evaluate, aggregate, or all.")],
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")],
+    profile_file: Annotated[
+        Path, typer.Option("--profile", metavar="FILE", help="The cluster profile (TOML); examples in slurm/.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run directory, on a shared disk.", show_default="runs/<name of the study>"
+        ),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Only this model; may be repeated.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch scripts and what each element would do; submit nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until all of it is over, and show how it goes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was submitted as JSON.")] = False,
+) -> None:
+    """Submit a stage, or all of them, as Slurm arrays: one element per model.
+
+    Only what is neither done nor queued already is submitted. A stage waits for the queued tasks that it needs,
+    and a model that fails stops no other. The shell may be closed afterwards: see `simhpc status`.
+
+    With --wait the exit code is 1 when a task failed.
+
+    [bold]Examples[/]
+
+      simhpc submit all jobs/demo.toml --profile slurm/devcluster.toml
+
+      simhpc submit attacks jobs/demo.toml --profile slurm/gpu-cluster.toml --dry-run
+
+      simhpc submit attacks jobs/demo.toml --profile slurm/gpu-cluster.toml --only vit --only resnet --wait
+    """
+    from simhpc.cluster import control, ledger, scheduler
+    from simhpc.cluster import submit as submission
+    from simhpc.cluster.local import check_root
+    from simhpc.cluster.profile import load_profile
+    from simhpc.cluster.status import Monitor
+    from simhpc.stages.prepare import prepare, version_changes
+
+    stages = list(STAGES) if stage == "all" else [stage_named(stage)]
+    profile = load_profile(profile_file)
+    study = load_study(study_file)
+    root = out if out is not None else Path("runs") / study.name
+    check_root(root)
+    say = errors if as_json else output
+    with _locked_if_there(root, dry_run=dry_run):
+        run = prepare(study, root, dry_run=dry_run)
+    models = control.chosen_models(run, only) if only else None
+    needed = study.resources.threads_per_task
+    for name in stages:
+        if profile.resources(name).cpus_per_task < needed and name != "aggregate":
+            errors.print(
+                f"warning: {profile_file}: {name}.cpus_per_task = {profile.resources(name).cpus_per_task}, but "
+                f"resources.threads_per_task = {needed} in the study",
+                markup=False,
+                soft_wrap=True,
+            )
+    if dry_run:
+        plans = submission.plan(
+            Monitor(run).look(),
+            stages,
+            profile,
+            profile_name=str(profile_file),
+            only=models,
+            max_array_size=scheduler.max_array_size(),
+        )
+        _print_dry_run(run, plans, as_json=as_json)
+        return
+    for change in version_changes(run):
+        errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
+    with ledger.locked(run.dir):
+        plans = submission.plan(
+            submission.look_before_submitting(run),
+            stages,
+            profile,
+            profile_name=str(profile_file),
+            only=models,
+            max_array_size=scheduler.max_array_size(),
+        )
+        for plan in plans:
+            say.print(describe(plan), markup=False, soft_wrap=True)
+        is_any = submit_and_tell(run, plans, as_json=as_json)
+    last = f"see: simhpc status {root} --watch" if is_any else "nothing to submit"
+    say.print(last, markup=False, soft_wrap=True)
+    if wait:
+        wait_for(run, stages, models, quiet=as_json)
+
+
+def _locked_if_there(root: Path, *, dry_run: bool) -> AbstractContextManager[None]:
+    """Two who add a model at once must not undo each other. What does not exist yet, nobody else adds to."""
+    from simhpc.cluster import ledger
+    from simhpc.rundir import RunDir
+
+    run_dir = RunDir(root)
+    return ledger.locked(run_dir) if run_dir.study.exists() and not dry_run else nullcontext()
+
+
+def submit_and_tell(run: Run, plans: Sequence[StagePlan], *, as_json: bool) -> bool:
+    """Submit a plan, with a line for each array, and with JSON at the end if wanted; whether there was anything."""
+    from simhpc.cluster import submit as submission
+
+    say = errors if as_json else output
+    submitted = []
+    for entry in submission.submit(run, plans):
+        submitted.append(asdict(entry))
+        kind = "array" if entry.is_array else "job"
+        after = f", {entry.after}" if entry.after else ""
+        line = f"submitted  {entry.stage:<10} {kind} {entry.job_id}, {len(entry.models)} task(s){after}"
+        say.print(line, markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps({"run": str(run.dir.root), "submitted": submitted}, indent=1))
+    return bool(submitted)
+
+
+def describe(plan: StagePlan) -> str:
+    """One line on what submitting a stage comes to."""
+    n = sum(len(batch.models) for batch in plan.batches)
+    queued = f", {len(plan.queued)} queued already" if plan.queued else ""
+    return f"{plan.stage:<10} {plan.n_tasks} task(s), {plan.n_done} done{queued}, {n} to submit"
+
+
+def stage_named(text: str) -> str:
+    """The stage that a person means: `attacks` and `attack` are one.
+
+    Raises:
+        SimhpcError: there is no such stage.
+    """
+    name = _VERBS.get(text, text)
+    if name not in STAGES:
+        known = ["train", "attacks", "evaluate", "aggregate"]
+        raise SimhpcError(f"there is no stage {text!r}{nearest(text, [*known, 'all'])}; there are {', '.join(known)}")
+    return name
+
+
+def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
+    from simhpc.cluster import submit as submission
+
+    batches = [(batch, submission.script(run.dir, batch)) for plan in plans for batch in plan.batches]
+    if as_json:
+        data: list[dict[str, Any]] = [
+            {"stage": batch.stage, "id": batch.id, "models": batch.models, "script": text} for batch, text in batches
+        ]
+        print(json.dumps({"run": str(run.dir.root), "would_submit": data}, indent=1))
+        return
+    for plan in plans:
+        output.print(describe(plan), markup=False, soft_wrap=True)
+    for batch, text in batches:
+        output.print(f"\n----- {batch.stage}: batch {batch.id}, {len(batch.models)} task(s)", markup=False)
+        print(text.rstrip())
+        for number, model in enumerate(batch.models):
+            name = "all models" if model == ALL else model
+            element = f"element {number}" if len(batch.models) > 1 else "the job"
+            output.print(f"# {element}: {batch.stage} of {name}", markup=False, soft_wrap=True)
+    output.print("\ndry run: nothing was submitted, nothing was written", markup=False)

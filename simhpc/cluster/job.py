@@ -1,0 +1,113 @@
+"""What runs inside a Slurm job: one task, which goes on from its files and hands its place back in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from simhpc.rundir import open_run
+from simhpc.stages.progress import Interrupted, ProgressFile, interrupt
+from simhpc.stages.task import Task, execute
+
+REQUEUE_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the batch script requeues its job when the task ends with it."""
+
+REQUEUE_LINES = [
+    "code=$?",
+    "restarts=${SLURM_RESTART_COUNT:-0}",
+    # Ended by the signal itself, while Python was starting; not for ever, should it come too early each time.
+    'if [ "$code" -eq 140 ] || [ "$code" -eq 12 ]; then [ "$restarts" -ge 3 ] || code=75; fi',
+    f'if [ "$code" -eq {REQUEUE_EXIT_CODE} ]; then',
+    "  # Slurm ends this script as it requeues the job.",
+    '  scontrol requeue "$SLURM_JOB_ID" && sleep 120',
+    "fi",
+    'exit "$code"',
+]
+"""The end of every batch script. Requeued from here and not by the task: a container need not hold Slurm's programs."""
+
+ATTEMPT_MARK = "===== simhpc: attempt "
+"""Every attempt's first line in both logs; requeued attempts append to the same files."""
+
+# Slurm may send the signal up to a minute early.
+_EARLY_S = 90.0
+
+
+class TooLittleTimeError(Exception):
+    """The time limit came before the task had anything to save."""
+
+
+def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: int) -> dict[str, Any]:
+    """Do one task in a Slurm job. Takes and returns plain data only.
+
+    SIGUSR2, which Slurm sends `delay_s` before the time limit (and, where so configured, before preemption),
+    stops the task wherever it is; what it has finished lies in its files. The process then ends with
+    `REQUEUE_EXIT_CODE`, and the batch script requeues the job.
+
+    Args:
+        run_dir: path of the run directory.
+        stage, model: the task.
+        timeout_min: the job's time limit.
+
+    Returns:
+        The stage's summary: names to numbers or strings; empty if the task was done already.
+
+    Raises:
+        TooLittleTimeError: the time limit came before the attempt had finished anything that the next would find.
+    """
+    started_s = time.monotonic()
+    job = _job()
+    _announce(Task(stage, model), job)
+    # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
+    signal.signal(signal.SIGUSR2, interrupt)
+    _remove_half_written_result()
+    run = open_run(Path(run_dir))
+    progress = ProgressFile(run.dir.progress(stage, model), job)
+    try:
+        summary = execute(run, Task(stage, model), progress)
+        # From here on there is nothing to save.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    except Interrupted:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        at_limit = time.monotonic() - started_s >= timeout_min * 60 - delay_s - _EARLY_S
+        if at_limit and not progress.has_advanced:
+            text = (
+                f"{stage} {model} finished nothing that it could save within its time limit of {timeout_min} min: "
+                "raise timeout_min in the profile, or lower resources.batch_size in the study"
+            )
+            progress.fail(text)
+            raise TooLittleTimeError(text) from None
+        _say("interrupted; what is finished is saved, and the job asks to be requeued")
+        sys.exit(REQUEUE_EXIT_CODE)
+    _say(f"done: {summary}" if summary else "done already")
+    return summary
+
+
+def _remove_half_written_result() -> None:
+    """submitit refuses to store a result where an earlier attempt was killed while it stored its own."""
+    if "SUBMITIT_FOLDER" in os.environ:
+        result = submitit.JobEnvironment().paths.result_pickle
+        result.with_suffix(f"{result.suffix}.save_tmp").unlink(missing_ok=True)
+
+
+def _job() -> str:
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _announce(task: Task, job: str) -> None:
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    line = f"{ATTEMPT_MARK}{int(restarts) + 1} of job {job}, {task} on {socket.gethostname()}, {now}"
+    for stream in (sys.stdout, sys.stderr):
+        print(line, file=stream, flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"simhpc: {text}", flush=True)

@@ -1,0 +1,186 @@
+"""The cluster profile: where a study runs, typed and validated. One TOML file describes one cluster.
+
+`[defaults]` holds for every stage; a table named after a stage overrides it key by key. slurm/README.md lists
+the keys.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from simhpc.errors import ProfileError
+from simhpc.sections import Section, check_plain, explain, read_toml
+from simhpc.stages import STAGES
+
+# One word: it becomes one line of a batch script.
+Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=500)]
+
+_OURS = {
+    "array": "array_parallelism",
+    "begin": None,
+    "clusters": None,
+    "cpus-per-task": "cpus_per_task",
+    "dependency": None,
+    "error": None,
+    "export": None,
+    "gpus-per-node": "gpus_per_node",
+    "gres": "gres",
+    "job-name": None,
+    "kill-on-invalid-dep": None,
+    "mem": "mem_gb",
+    "nodes": None,
+    "no-requeue": None,
+    "ntasks": None,
+    "ntasks-per-node": None,
+    "open-mode": None,
+    "parsable": None,
+    "quiet": None,
+    "output": None,
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "requeue": None,
+    "signal": "signal_delay_s",
+    "test-only": None,
+    "time": "timeout_min",
+    "wait": None,
+    "wrap": None,
+}
+
+
+class StageResources(Section):
+    """What each task of a stage gets, and how Slurm is to run the stage's array."""
+
+    partition: Word | None = None
+    """Slurm partition(s), comma-separated; absent: the cluster's default."""
+    account: Word | None = None
+    qos: Word | None = None
+    timeout_min: Annotated[int, Field(ge=1)] = 60
+    """Time limit of one task in minutes. A task that saves its work goes on after it, in a new job slot."""
+    signal_delay_s: Annotated[int, Field(ge=1)] | None = None
+    """How long before the limit a task is told to save and requeue; default: 15 s per minute of limit, at most 120."""
+    cpus_per_task: Annotated[int, Field(ge=1)] = 1
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one task in GiB; absent: the cluster's default."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gres: Word | None = None
+    """Generic resources instead of `gpus_per_node`, as in `gpu:a100:1`."""
+    array_parallelism: Annotated[int, Field(ge=1)] = 256
+    """Tasks of one stage that may run at once: the `%` of a Slurm array."""
+    sbatch: dict[str, Word | int | bool] = Field(default_factory=dict)
+    """Further sbatch options by their long names, as in `{ constraint = "a100", exclude = "node7" }`."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of the batch script, as in `module load cuda`."""
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Word | int | bool]) -> dict[str, Word | int | bool]:
+        for name in value:
+            if not re.fullmatch("[a-z][a-z0-9-]*", name):
+                raise ValueError(f"{name!r}: write the long name of an sbatch option without its dashes: constraint")
+            if name in _OURS:
+                hint = f"set {_OURS[name]}" if _OURS[name] else "simhpc sets it itself"
+                raise ValueError(f"{name!r} is not set here: {hint}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.gres is not None and self.gpus_per_node:
+            raise ValueError("set gres or gpus_per_node, not both")
+        if self.delay_s >= self.timeout_min * 60:
+            raise ValueError(
+                f"signal_delay_s = {self.signal_delay_s} is not less than timeout_min = {self.timeout_min}: "
+                "a task would be interrupted as it starts"
+            )
+        return self
+
+    @property
+    def delay_s(self) -> int:
+        """`signal_delay_s`, or its default."""
+        return min(120, 15 * self.timeout_min) if self.signal_delay_s is None else self.signal_delay_s
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        return self.gpus_per_node > 0 or (self.gres is not None and "gpu" in self.gres)
+
+
+class Retry(Section):
+    """What `simhpc retry` changes."""
+
+    oom_memory_factor: Annotated[float, Field(ge=1, le=16)] = 1.0
+    """A task that ran out of memory gets this many times as much (1: no more)."""
+    max_mem_gb: Annotated[float, Field(gt=0)] | None = None
+    """Never more than this, in GiB."""
+
+    def raised(self, mem_gb: float) -> float:
+        """Memory of a retry after `mem_gb` was not enough, in GiB; never less than that."""
+        most = float("inf") if self.max_mem_gb is None else self.max_mem_gb
+        return max(mem_gb, min(mem_gb * self.oom_memory_factor, most))
+
+
+class Profile(Section):
+    """A whole profile: every stage's resources, complete."""
+
+    train: StageResources = StageResources()
+    attack: StageResources = StageResources()
+    evaluate: StageResources = StageResources()
+    aggregate: StageResources = StageResources()
+    retry: Retry = Retry()
+
+    def resources(self, stage: str) -> StageResources:
+        """What one of `stages.STAGES` gets."""
+        found: StageResources = getattr(self, stage)
+        return found
+
+
+def load_profile(path: Path) -> Profile:
+    """Read and validate a profile.
+
+    Raises:
+        ProfileError: unreadable, not TOML, or not a profile; the message lists every wrong key.
+    """
+    return parse_profile(read_toml(path, "profile", ProfileError), where=str(path))
+
+
+def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
+    """Validate a profile given as plain data; see `load_profile`."""
+    check_plain(raw, where, "profile", ProfileError)
+    defaults = raw.get("defaults", {})
+    lines: list[str] = []
+    if not isinstance(defaults, dict):
+        raise ProfileError(f"{where}: defaults: must be a table (given: {defaults!r})")
+    try:
+        StageResources.model_validate(_with_tuples(defaults))
+    except ValidationError as error:
+        lines = [f"defaults.{explain(details, StageResources)}" for details in error.errors()]
+    if not lines:
+        merged = {key: value for key, value in raw.items() if key != "defaults"}
+        for stage in STAGES:
+            own = raw.get(stage, {})
+            merged[stage] = _merged(defaults, own) if isinstance(own, dict) else own
+        try:
+            return Profile.model_validate(merged)
+        except ValidationError as error:
+            lines = [explain(details, Profile) for details in error.errors()]
+    raise ProfileError("\n  ".join([f"{where}: {len(lines)} problem(s) in the profile", *lines]))
+
+
+def _merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **own}
+    if isinstance(own.get("sbatch"), dict) and isinstance(defaults.get("sbatch"), dict):
+        merged["sbatch"] = {**defaults["sbatch"], **own["sbatch"]}
+    # Two ways to ask for GPUs: a stage that uses one does not inherit the other.
+    if "gpus_per_node" in own and "gres" not in own:
+        merged.pop("gres", None)
+    if "gres" in own and "gpus_per_node" not in own:
+        merged.pop("gpus_per_node", None)
+    return _with_tuples(merged)
+
+
+def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    """TOML's lists as the tuples that frozen sections hold."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

@@ -1,0 +1,341 @@
+"""Asking Slurm, and reading its answers. All commands of ours to it stand here, except sbatch, which submitit calls."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from simhpc.errors import SchedulerError, SchedulerUnavailableError
+
+TIMEOUT_S = 30.0
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+LIVE = WAITING | {
+    *("RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"),
+}
+"""States of a job that is not over (squeue(1), JOB STATE CODES)."""
+ENDED = frozenset(
+    {
+        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"),
+        *("BOOT_FAIL", "DEADLINE", "REVOKED"),
+    }
+)
+"""States of a job that is over."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of one job or array element.
+
+    Attributes:
+        job: `12_3` or `12`.
+        name: of the job, as it was submitted; empty when unknown.
+        state: one word of `LIVE` or `ENDED`; another word is one that we do not know, of a job that is not over.
+        reason: why it waits, in Slurm's word; empty if it does not.
+        node: where it runs or ran; empty before.
+        exit_code: of the batch script; None while it has none.
+        signal: that ended it, 0 for none.
+        starts: how many times it was started before this (requeues).
+        started_unix_s, ended_unix_s: of the present or last start.
+        runs: state and node of every earlier start, oldest first.
+    """
+
+    job: str
+    state: str
+    name: str = ""
+    reason: str = ""
+    node: str = ""
+    exit_code: int | None = None
+    signal: int = 0
+    started_unix_s: float | None = None
+    ended_unix_s: float | None = None
+    runs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def restarts(self) -> int:
+        return len(self.runs)
+
+    @property
+    def is_live(self) -> bool:
+        return is_live(self.state)
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING or self.state not in LIVE | ENDED
+
+
+def is_live(state: str) -> bool:
+    """Whether a job in this state is not over. Slurm has more words for waiting than its manual lists."""
+    return bool(state) and state not in ENDED
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One round of questions.
+
+    Attributes:
+        jobs: by `12_3` or `12`. A job that Slurm knows nothing of is absent.
+        source: `sacct` or `squeue`; squeue knows only what is not over, or was over minutes ago.
+        notes: what did not work on the way, one line each.
+    """
+
+    jobs: dict[str, JobState]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def is_there(*programs: str) -> bool:
+    """Whether all of these programs are in PATH."""
+    return all(shutil.which(program) is not None for program in programs)
+
+
+def call(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> str:
+    """Run one of Slurm's programs and return its output.
+
+    Raises:
+        SchedulerUnavailableError: there is no such program, or it does not answer in time.
+        SchedulerError: it failed; the message is what it said.
+    """
+    # Seconds since 1970: no time zone and no locale to misread.
+    # And whole lists of elements: sacct shortens those of a waiting array to 64 characters otherwise.
+    environment = {**environment_for_slurm(), "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise SchedulerUnavailableError(
+            f"{command[0]} was not found: is this a machine of the cluster, and is Slurm's bin folder in PATH?"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SchedulerUnavailableError(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip() or done.stdout.decode(errors="replace").strip()
+        raise SchedulerError(f"{command[0]} failed: {said or f'exit code {done.returncode}'}")
+    return done.stdout.decode(errors="replace")
+
+
+def environment_for_slurm() -> dict[str, str]:
+    """This process's environment without what a surrounding Slurm job has put there.
+
+    A command typed inside an interactive job would else hand that job's size and number on to ours.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
+    job_wide = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(job_wide)}
+
+
+@contextmanager
+def outside_any_job() -> Iterator[None]:
+    """`environment_for_slurm` as this process's own environment, for programs that others start."""
+    before = dict(os.environ)
+    wanted = environment_for_slurm()
+    for name in before.keys() - wanted.keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def ask(jobs: Iterable[str], *, since_unix_s: float, users: Iterable[str] = ()) -> Answer:
+    """The state of these jobs: one call of sacct; squeue only where sacct cannot tell.
+
+    Args:
+        jobs: single jobs and elements of arrays, as `12` and `12_3`.
+        since_unix_s: when the first of them was submitted; older jobs with the same number are others.
+        users: who submitted them, for squeue.
+
+    Raises:
+        SchedulerUnavailableError: neither could be asked.
+    """
+    wanted = set(jobs)
+    if not wanted:
+        return Answer({}, "sacct")
+    found: dict[str, JobState] = {}
+    try:
+        found = read_sacct(_sacct({job.partition("_")[0] for job in wanted}, since_unix_s))
+        source, notes = "sacct", []
+    except SchedulerError as error:
+        source, notes = "squeue", [str(error).splitlines()[0]]
+    # The accounting learns of a job seconds after it was submitted.
+    if unknown := wanted - found.keys():
+        try:
+            queued = read_squeue(_squeue(users))
+            found |= {job: state for job, state in queued.items() if job in unknown}
+        except SchedulerError as error:
+            notes.append(str(error).splitlines()[0])
+            if source == "squeue":
+                raise SchedulerUnavailableError("; ".join(notes)) from None
+    return Answer({job: state for job, state in found.items() if job in wanted}, source, tuple(notes))
+
+
+_SACCT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "Reason", "NodeList", "Start", "End")
+
+
+def _sacct(job_ids: Iterable[str], since_unix_s: float) -> str:
+    numbers = ",".join(sorted(job_ids))
+    # Everybody's: a run may have been submitted by several people.
+    command = ["sacct", "-a", "-X", "-D", "-P", "-n", "-S", _since(since_unix_s), "-o", ",".join(_SACCT_FIELDS)]
+    return call([*command, "-j", numbers])
+
+
+def _since(unix_s: float) -> str:
+    """A little earlier, for clocks that disagree."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(unix_s - 3600))
+
+
+def _squeue(users: Iterable[str]) -> str:
+    names = ",".join(sorted(users))
+    return call(["squeue", "-h", "-r", "-t", "all", *(["-u", names] if names else []), "-o", "%i|%j|%T|%r|%N|%S"])
+
+
+def read_sacct(text: str) -> dict[str, JobState]:
+    """Parse `sacct -X -D -P -n` of `_SACCT_FIELDS`; lines that are no job are left out.
+
+    Raises:
+        SchedulerUnavailableError: there is text, but no line of it is a job.
+    """
+    single: dict[str, JobState] = {}
+    listed: dict[str, JobState] = {}
+    # For its first seconds a job is called so in the accounting, and its state is out of date.
+    lines = [line for line in text.splitlines() if line.strip() and line.split("|")[1:2] != ["allocation"]]
+    for line in lines:
+        fields = line.split("|")
+        if len(fields) != len(_SACCT_FIELDS) or not fields[2].strip():
+            continue
+        job, name, state, exit_code, reason, node, start, end = (field.strip() for field in fields)
+        # "CANCELLED by 1000"; a "+" marks a shortened state.
+        word = state.split()[0].rstrip("+")
+        if not re.fullmatch("[A-Z][A-Z_]+", word):
+            continue
+        code, _, signal = exit_code.partition(":")
+        entry = JobState(
+            job="",
+            state=word,
+            name=name,
+            reason="" if reason == "None" else reason,
+            node="" if node.startswith("None") else node,
+            exit_code=int(code) if code.isdigit() and word in ENDED else None,
+            signal=int(signal) if signal.isdigit() else 0,
+            started_unix_s=_time(start),
+            ended_unix_s=_time(end) if word in ENDED else None,
+        )
+        if elements(job) == [job]:
+            earlier = single.get(job)
+            # With -D, each start of a requeued job is a line of its own, in order.
+            runs = () if earlier is None else (*earlier.runs, (earlier.state, earlier.node))
+            single[job] = replace(entry, job=job, runs=runs)
+        else:
+            listed |= {element: replace(entry, job=element) for element in elements(job)}
+    # The line of an array's waiting elements (`12_[0-9]`) may go on naming those that have a line of their own.
+    jobs = {**listed, **single}
+    if lines and not jobs:
+        raise SchedulerUnavailableError(f"sacct printed what cannot be read: {lines[0][:200]!r}")
+    return jobs
+
+
+def read_squeue(text: str) -> dict[str, JobState]:
+    """Parse `squeue -h -r -o '%i|%j|%T|%r|%N|%S'`; lines that are no job are left out."""
+    jobs = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 6 or not re.fullmatch("[A-Z][A-Z_]+", fields[2]):
+            continue
+        job, name, state, reason, node, start = fields
+        started = _time(start) if state not in WAITING else None
+        for element in elements(job):
+            why = "" if reason == "None" else reason
+            jobs[element] = JobState(element, state, name, why, node, started_unix_s=started)
+    return jobs
+
+
+def elements(job: str) -> list[str]:
+    """The elements that Slurm's name of a job stands for: `12_[0-2,5%3]` is 12_0, 12_1, 12_2 and 12_5.
+
+    What is no job's name gives an empty list; steps (`12.batch`) do too.
+    """
+    if re.fullmatch(r"\d+(_\d+)?", job):
+        return [job]
+    match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(%\d+)?\]", job)
+    if match is None:
+        return []
+    found = []
+    for part in match[2].split(","):
+        span = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if span is None:
+            return []
+        first, last, step = int(span[1]), int(span[2] or span[1]), int(span[3] or 1)
+        # No cluster has arrays of more than a few million; a garbled line must not fill the memory.
+        if step == 0 or last - first > 10_000_000:
+            return []
+        found += [f"{match[1]}_{index}" for index in range(first, last + 1, step)]
+    return found
+
+
+def _time(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0 else None
+
+
+def find_by_name(names: Iterable[str], *, since_unix_s: float) -> dict[str, str]:
+    """Numbers of jobs by their unique names, for submissions whose sbatch nobody heard the answer of.
+
+    Raises:
+        SchedulerError: the queue cannot be asked, so that nothing is known of what is not found.
+    """
+    wanted = ",".join(sorted(names))
+    found: dict[str, str] = {}
+    texts = [call(["squeue", "-h", "-o", "%A|%j|%F", "--name", wanted])]
+    # What is over already; without accounting there is no telling.
+    with suppress(SchedulerError):
+        since = _since(since_unix_s)
+        texts.append(call(["sacct", "-a", "-X", "-P", "-n", "-S", since, "-o", "JobID,JobName", "--name", wanted]))
+    for text in texts:
+        for line in text.splitlines():
+            fields = line.split("|")
+            if len(fields) >= 2:
+                number = fields[2] if len(fields) == 3 else fields[0].partition("_")[0]
+                if number.isdigit():
+                    found.setdefault(fields[1], number)
+    return found
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """scancel jobs or elements, in as few calls as the command line allows.
+
+    Raises:
+        SchedulerError: Slurm refused.
+    """
+    for start in range(0, len(jobs), 500):
+        call(["scancel", *jobs[start : start + 500]])
+
+
+def configuration() -> Mapping[str, str]:
+    """`scontrol show config` as names to values.
+
+    Raises:
+        SchedulerError: it cannot be asked.
+    """
+    pairs = (line.partition("=") for line in call(["scontrol", "show", "config"]).splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def max_array_size() -> int:
+    """The most elements that one array can have; 1001, Slurm's default, when it cannot be asked."""
+    try:
+        value = configuration().get("MaxArraySize", "")
+    except SchedulerError:
+        return 1001
+    return int(value) if value.isdigit() and int(value) > 0 else 1001

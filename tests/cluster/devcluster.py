@@ -1,0 +1,152 @@
+"""The real development cluster, as the tests use it: simhpc runs as an ordinary user, accidents happen as root."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from simhpc.cluster.status import Monitor
+from simhpc.rundir import open_run
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+class DevCluster:
+    """What slurm/devcluster/up.sh has brought up.
+
+    Attributes:
+        measured: figures that tests noted, shown at the end of the session.
+    """
+
+    def __init__(self) -> None:
+        self.user = pwd.getpwnam(os.environ["DEVCLUSTER_USER"])
+        self.home = Path(os.environ["DEVCLUSTER_DIR"]) / "home"
+        self.measured: list[str] = []
+
+    def folder(self, name: str) -> Path:
+        """A new folder of the ordinary user's, seen by all nodes."""
+        path = self.home / f"{name}-{os.getpid()}"
+        path.mkdir()
+        os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        return path
+
+    def write(self, path: Path, raw: dict[str, Any]) -> Path:
+        """A TOML file of the user's."""
+        path.write_text(tomli_w.dumps(raw))
+        os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        return path
+
+    def simhpc(self, *words: object, code: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `simhpc` as the ordinary user; its exit code must be `code` (None: any)."""
+        done = self._as_user([str(Path(sys.executable).parent / "simhpc"), *map(str, words)], cwd)
+        assert code is None or done.returncode == code, (
+            f"{words}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+        return done
+
+    def slurm(self, *words: str, cwd: Path | None = None) -> str:
+        """One of Slurm's programs, as the ordinary user."""
+        done = self._as_user(list(words), cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _as_user(self, command: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "SLURM_CONF": os.environ["SLURM_CONF"]}
+        return subprocess.run(
+            command,
+            user=self.user.pw_uid,
+            group=self.user.pw_gid,
+            extra_groups=[],
+            cwd=cwd or self.home,
+            env={**environment, "USER": self.user.pw_name, "LANG": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def operate(self, *words: str) -> None:
+        """An accident, or its repair: see slurm/devcluster/operate.sh."""
+        subprocess.run([CHECKOUT / "slurm" / "devcluster" / "operate.sh", *words], check=True, timeout=60)
+
+    def status(self, run: Path) -> dict[str, Any]:
+        """What `simhpc status --json` prints, without a process of its own: tests look every second."""
+        return Monitor(open_run(run)).look().as_json()
+
+    def task(self, run: Path, stage: str, model: str) -> dict[str, Any]:
+        """One task's part of it."""
+        (task,) = [task for task in self.status(run)["tasks"] if (task["stage"], task["model"]) == (stage, model)]
+        return task
+
+    def wait(
+        self, run: Path, condition: Callable[[dict[str, Any]], object], what: str, timeout_s: float = 240
+    ) -> dict[str, Any]:
+        """Look at a run until something is so."""
+        started_s = time.monotonic()
+        while True:
+            found = self.status(run)
+            if condition(found):
+                return found
+            if time.monotonic() - started_s > timeout_s:
+                queue = subprocess.run(["squeue", "-a"], capture_output=True, text=True, check=False).stdout
+                raise AssertionError(f"not within {timeout_s} s: {what}\n{json.dumps(found, indent=1)}\n{queue}")
+            self.release_held()
+            time.sleep(1)
+
+    def wait_for_state(self, run: Path, stage: str, state: str, timeout_s: float = 240) -> dict[str, Any]:
+        """Look at a run until all tasks of a stage are in a state."""
+
+        def is_so(found: dict[str, Any]) -> bool:
+            return all(task["state"] == state for task in found["tasks"] if task["stage"] == stage)
+
+        return self.wait(run, is_so, f"{stage} {state}", timeout_s)
+
+    def release_held(self) -> None:
+        """A requeued job that meets its own old copy on a node is held by Slurm, and the node drained: as an
+        administrator would, let both go on."""
+        held = subprocess.run(
+            ["squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r"], capture_output=True, text=True, check=False
+        ).stdout
+        for line in held.splitlines():
+            if "launch failed" in line:
+                subprocess.run(["scontrol", "release", line.split("|")[0]], check=False)
+        drained = subprocess.run(
+            ["sinfo", "-h", "-N", "-t", "drain", "-o", "%N"], capture_output=True, text=True, check=False
+        ).stdout
+        for node in set(drained.split()):
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+
+    def accounting(self, job: str) -> list[dict[str, str]]:
+        """`sacct -X -D` of one element: every start, oldest first."""
+        fields = ("JobID", "State", "ExitCode", "NodeList", "Start", "End")
+        text = self.slurm("sacct", "-X", "-D", "-P", "-n", "-o", ",".join(fields), "-j", job)
+        return [dict(zip(fields, line.split("|"), strict=True)) for line in text.splitlines()]
+
+    def pid_of(self, job: str) -> int:
+        """The Python process of an element's task."""
+        raw = self.slurm("squeue", "-h", "-j", job, "-o", "%A").strip()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                environment = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if (
+                b"submitit.core._submit" in words
+                and b"srun" not in words[0]
+                and f"SLURM_JOB_ID={raw}".encode() in environment
+            ):
+                return int(folder.name)
+        raise AssertionError(f"job {job} ({raw}) has no process")
+
+    def measure(self, what: str, value: str) -> None:
+        self.measured.append(f"{what}: {value}")

@@ -1,0 +1,145 @@
+"""A task inside a job: stopped by a signal wherever it is, it goes on from its files and ends the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import tiny, write_study
+
+from simhpc.cluster.job import REQUEUE_EXIT_CODE
+from simhpc.rundir import open_run
+from simhpc.stages.progress import read_progress
+
+PROGRAM = """
+import sys
+from simhpc.cluster.job import run_task
+print(run_task(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+"""
+
+
+def start(run, stage, model, timeout_min=60, delay_s=120):
+    command = [sys.executable, "-c", PROGRAM, str(run.dir.root), stage, model, str(timeout_min), str(delay_s)]
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.fixture
+def slow(copied):
+    """The finished run with an attack of many small batches, to be interrupted."""
+    raw = tiny(resources={"batch_size": 4, "device": "cpu"})
+    from simhpc.stages.prepare import prepare
+    from simhpc.study import load_study
+
+    return prepare(load_study(write_study(copied.dir.root.parent / "slow.toml", raw)), copied.dir.root)
+
+
+def parts(run):
+    return sorted(run.dir.attack_parts("cnn").glob("*/*.h5"))
+
+
+def attacked_alone(run):
+    """The bytes of an attack that nothing happens to; the file is taken away again."""
+    path = run.dir.adversarial("cnn")
+    path.unlink()
+    process = start(run, "attack", "cnn")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    whole = path.read_bytes()
+    path.unlink()
+    return whole
+
+
+@pytest.mark.parametrize("how", [signal.SIGUSR2, signal.SIGKILL])
+def test_an_interrupted_attack_ends_with_the_same_bytes(slow, how):
+    """Killed or asked to stop in mid-attack, twice: the file is that of an attack that was never stopped."""
+    path, whole = slow.dir.adversarial("cnn"), attacked_alone(slow)
+    for wanted in (2, 5):
+        process = start(slow, "attack", "cnn")
+        wait_for(lambda n=wanted: len(parts(slow)) >= n)
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=60)
+        if how == signal.SIGUSR2:
+            assert process.returncode == REQUEUE_EXIT_CODE
+            assert "asks to be requeued" in out
+            assert read_progress(slow.dir.progress("attack", "cnn")).state == "interrupted"
+        else:
+            assert process.returncode == -how
+        assert not path.exists()
+    kept = parts(slow)
+    process = start(slow, "attack", "cnn")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.startswith("===== simhpc: attempt 2 of job 7_3, attack cnn on ")
+    progress = read_progress(slow.dir.progress("attack", "cnn"))
+    assert (progress.state, progress.job) == ("finished", "7_3")
+    assert progress.resumed >= 4 * len(kept) - 3
+    assert path.read_bytes() == whole
+    assert not slow.dir.attack_parts("cnn").exists()
+
+
+def test_two_copies_at_once_write_one_valid_file(slow):
+    path, whole = slow.dir.adversarial("cnn"), attacked_alone(slow)
+    copies = [start(slow, "attack", "cnn"), start(slow, "attack", "cnn")]
+    for copy in copies:
+        _, err = copy.communicate(timeout=120)
+        assert copy.returncode == 0, err
+    assert path.read_bytes() == whole
+    assert not list(slow.dir.root.rglob("*.tmp.*"))
+
+
+def test_an_interrupted_evaluation_keeps_its_sources(slow):
+    path = slow.dir.predictions("vit")
+    path.unlink()
+    start(slow, "evaluate", "vit").communicate(timeout=60)
+    whole = path.read_bytes()
+    path.unlink()
+    progress = slow.dir.progress("evaluate", "vit")
+    progress.unlink()
+    process = start(slow, "evaluate", "vit")
+    wait_for(lambda: (found := read_progress(progress)) is not None and found.job == "7_3" and found.total > 0)
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=60)
+    # It may have been too quick for us; then it is done.
+    assert process.returncode in (REQUEUE_EXIT_CODE, 0, 1)
+    again = start(slow, "evaluate", "vit")
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert path.read_bytes() == whole
+    assert not slow.dir.partial_predictions("vit").exists()
+
+
+def test_a_task_that_is_done_already_does_nothing(slow):
+    before = slow.dir.adversarial("cnn").stat().st_mtime_ns
+    process = start(slow, "attack", "cnn")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "done already" in out
+    assert slow.dir.adversarial("cnn").stat().st_mtime_ns == before
+
+
+def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow):
+    """At the time limit with nothing saved, requeueing would come to the same again."""
+    slow.dir.checkpoint("vit").unlink()
+    slow.dir.progress("train", "vit").unlink(missing_ok=True)
+    process = start(slow, "train", "vit", timeout_min=1, delay_s=15)  # any moment is near this limit
+    wait_for(lambda: (found := read_progress(slow.dir.progress("train", "vit"))) is not None and found.total > 0)
+    process.send_signal(signal.SIGUSR2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "raise timeout_min in the profile" in err
+    progress = read_progress(slow.dir.progress("train", "vit"))
+    assert progress.state == "failed"
+    assert "time limit of 1 min" in progress.error
+    assert open_run(slow.dir.root).study == slow.study

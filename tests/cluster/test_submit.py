@@ -1,0 +1,430 @@
+"""What is submitted, in which order, waiting for what; with stand-ins for Slurm's programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from cluster.fakes import sacct_line
+from tiny import MODELS, tiny, write_study
+
+from simhpc.cluster import control, ledger, submit
+from simhpc.cluster.profile import parse_profile
+from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
+from simhpc.errors import BadFileError, SchedulerError, SchedulerUnavailableError
+from simhpc.stages import STAGES
+from simhpc.stages.prepare import prepare
+from simhpc.stages.task import ALL, Task
+from simhpc.study import load_study
+
+PROFILE = parse_profile({"defaults": {"partition": "main", "mem_gb": 2, "array_parallelism": 5}}, where="test")
+
+
+def status(**states: str) -> RunStatus:
+    """A run whose tasks are in these states: `train="a:done b:queued"`. A queued task of stage S is in job S."""
+    tasks = []
+    for stage in STAGES:
+        for word in states.get(stage, "").split():
+            model, _, state = word.partition(":")
+            jobs = (f"{stage}_0",) if state in ("queued", "running") else ()
+            tasks.append(TaskStatus(stage, model, state, submitted_unix_s=5.0, live_jobs=jobs))
+    return RunStatus(tuple(tasks), "sacct", (), 0.0)
+
+
+def batches(found: RunStatus, stages=STAGES, **options):
+    options.setdefault("profile_name", "p")
+    plans = submit.plan(found, stages, PROFILE, **options)
+    return {plan.stage: plan.batches for plan in plans}
+
+
+def test_all_stages_are_chained():
+    todo = "a:todo b:todo"
+    found = batches(status(train=todo, attack=todo, evaluate=todo, aggregate=f"{ALL}:todo"))
+    (train,), (attack,), (evaluate,), (aggregate,) = (found[stage] for stage in STAGES)
+    assert (train.models, attack.models, evaluate.models, aggregate.models) == (
+        ("a", "b"),
+        ("a", "b"),
+        ("a", "b"),
+        (ALL,),
+    )
+    assert (attack.after_same, attack.after_batches) == (train.id, ())
+    assert evaluate.after_batches == (attack.id,)
+    assert aggregate.after_batches == (evaluate.id,)
+
+
+def test_only_what_is_not_done_is_submitted():
+    found = batches(status(train="a:done b:done", attack="a:done b:failed c:todo d:cancelled"), ["train", "attack"])
+    assert found["train"] == ()
+    (attack,) = found["attack"]
+    assert attack.models == ("b", "c", "d")
+    assert (attack.after_same, attack.after_batches, attack.after_jobs) == (None, (), ())
+
+
+def test_what_is_queued_is_not_doubled():
+    todo = "a:queued b:running c:todo"
+    (plan,) = submit.plan(status(attack=todo), ["attack"], PROFILE, profile_name="p")
+    assert plan.queued == ("a", "b")
+    assert plan.batches[0].models == ("c",)
+
+
+def test_a_later_stage_waits_for_what_is_queued():
+    found = batches(status(attack="a:queued b:done", evaluate="a:todo b:done"), ["evaluate"])
+    (evaluate,) = found["evaluate"]
+    assert evaluate.models == ("a", "b")  # b has to look at a's set too
+    assert evaluate.after_jobs == ("attack",)
+
+
+def test_the_same_command_again_submits_nothing():
+    queued = "a:queued b:queued"
+    found = batches(status(train=queued, attack=queued, evaluate=queued, aggregate=f"{ALL}:queued"))
+    assert all(not of_stage for of_stage in found.values())
+
+
+def test_added_models_are_evaluated_after_the_queued_evaluations():
+    """A model is added while everything is queued: the others see its set in a second round, never beside the first."""
+    found = batches(status(attack="a:queued new:todo", evaluate="a:queued new:todo", aggregate=f"{ALL}:queued"))
+    assert found["attack"][0].models == ("new",)
+    (evaluate,) = found["evaluate"]
+    assert evaluate.models == ("a", "new")
+    assert set(evaluate.after_jobs) == {"attack", "evaluate"}
+    assert evaluate.after_batches == (found["attack"][0].id,)
+    assert set(found["aggregate"][0].after_jobs) == {"evaluate", "aggregate"}
+
+
+def test_an_attack_waits_for_its_own_training_only():
+    found = batches(status(train="a:todo", attack="a:todo free:todo"), ["train", "attack"])
+    waits, free = found["attack"]
+    assert (waits.models, waits.after_same) == (("a",), found["train"][0].id)
+    assert (free.models, free.after_same, free.after_batches) == (("free",), None, ())
+
+
+def test_an_attack_waits_for_training_that_was_queued_before():
+    found = batches(status(train="a:queued", attack="a:todo free:todo"), ["attack"])
+    assert [(batch.models, batch.after_jobs) for batch in found["attack"]] == [(("a",), ("train",)), (("free",), ())]
+
+
+def test_only_some_models():
+    todo = "a:todo b:todo"
+    found = batches(status(train=todo, attack=todo, evaluate=todo, aggregate=f"{ALL}:todo"), only=["b"])
+    assert [found[stage][0].models for stage in STAGES] == [("b",), ("b",), ("b",), (ALL,)]
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "sizes"), [(10, 10, [10]), (11, 10, [5, 6]), (1002, 1001, [501, 501]), (1, 1, [1])]
+)
+def test_long_arrays_are_split(n, most, sizes):
+    todo = " ".join(f"m{number}:todo" for number in range(n))
+    found = batches(
+        status(train=todo, attack=todo, evaluate=todo), ["train", "attack", "evaluate"], max_array_size=most
+    )
+    for stage in ("train", "attack", "evaluate"):
+        assert [len(batch.models) for batch in found[stage]] == sizes
+        assert [model for batch in found[stage] for model in batch.models] == [f"m{number}" for number in range(n)]
+    assert [batch.after_same for batch in found["attack"]] == [batch.id for batch in found["train"]]
+    assert all(len(batch.after_batches) == len(sizes) for batch in found["evaluate"])
+
+
+def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
+    run = prepare(make_study(("cnn", "vit")), tmp_path / "run")
+    profile = parse_profile(
+        {
+            "defaults": {
+                "partition": "gpu", "account": "lab", "qos": "fast", "gres": "gpu:a100:1", "cpus_per_task": 3,
+                "mem_gb": 1.5, "timeout_min": 7, "array_parallelism": 4, "setup": ["module load x"],
+                "sbatch": {"constraint": "a&b", "exclusive": True},
+            }
+        },
+        where="test",
+    )  # fmt: skip
+    plans = submit.plan(Monitor(run).look(), STAGES, profile, profile_name="p")
+    script = submit.script(run.dir, plans[1].batches[0])
+    for line in (
+        "--partition=gpu", "--account=lab", "--qos=fast", "--gres=gpu:a100:1", "--cpus-per-task=3", "--mem=1536M",
+        "--time=7", "--array=0-1%2", "--signal=USR2@105", "--requeue", "--constraint='a&b'", "--exclusive",
+        "--kill-on-invalid-dep=yes", f"--dependency='aftercorr:<job of {plans[0].batches[0].id}>'",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert script.index("module load x") < script.index("srun ")
+    assert 'scontrol requeue "$SLURM_JOB_ID"' in script
+
+
+@pytest.fixture
+def run(make_study, tmp_path):
+    return prepare(make_study(("cnn", "vit")), tmp_path / "run")
+
+
+def submitted(run, stages=STAGES, **options):
+    plans = submit.plan(Monitor(run).look(), stages, PROFILE, profile_name="p.toml", **options)
+    return list(submit.submit(run, plans))
+
+
+def test_submitting_writes_the_ledger_and_plain_data(slurm, run):
+    entries = submitted(run)
+    assert [entry.stage for entry in entries] == list(STAGES)
+    assert [entry.job_id for entry in entries] == ["101", "102", "103", "104"]
+    assert [entry.after for entry in entries] == ["", "aftercorr:101", "afterany:102", "afterany:103"]
+    assert ledger.read(run.dir) == entries
+    assert entries[1].job_of("vit") == "102_1"
+    assert entries[3].job_of(ALL) == "104"
+    (pickled,) = run.dir.submissions.glob("attack-*/102_1_submitted.pkl")
+    delayed = pickle.loads(pickled.read_bytes())
+    assert delayed.args == (str(run.dir.root), "attack", "vit", 60, 120)
+    assert delayed.function.__name__ == "run_task"
+    assert len(pickled.read_bytes()) < 2000  # the function by its name, not by its code
+    script = (run.dir.submissions / entries[1].folder / "102_submission.sh").read_text()
+    assert "--dependency=aftercorr:101" in script
+
+
+def test_the_dry_run_prints_what_would_be_submitted(slurm, run):
+    (plan, *_) = submit.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
+    shown = submit.script(run.dir, plan.batches[0])
+    (entry,) = submit.submit(run, [plan])
+    assert (run.dir.submissions / entry.folder / f"{entry.job_id}_submission.sh").read_text() == shown
+
+
+def test_twice_submits_once(slurm, run):
+    slurm.says("squeue", "".join(f"{job}_{n}||PENDING|Priority||N/A\n" for job in (101, 102, 103) for n in (0, 1)))
+    assert len(submitted(run)) == 4
+    assert submitted(run) == []  # within a minute, whatever Slurm says
+    assert len(slurm.calls("sbatch")) == 4
+
+
+def test_a_refusal_is_told_in_slurms_words_and_forgotten(slurm, run):
+    slurm.fails("sbatch", "sbatch: error: invalid partition specified: nowhere\n")
+    with pytest.raises(SchedulerError, match="refused the train array of 2.*invalid partition specified: nowhere"):
+        submitted(run)
+    assert ledger.read(run.dir) == []
+    assert {task.state for task in Monitor(run).look().tasks} == {"todo"}
+
+
+def test_what_was_submitted_before_a_refusal_stays(slurm, run):
+    plans = submit.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
+    entries = submit.submit(run, plans)
+    first = next(entries)
+    slurm.fails("sbatch", "sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
+    with pytest.raises(SchedulerError, match="QOSMaxSubmit"):
+        next(entries)
+    assert ledger.read(run.dir) == [first]
+
+
+def test_without_slurm(run, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(SchedulerUnavailableError, match="sbatch or srun was not found"):
+        submitted(run)
+    assert ledger.read(run.dir) == []
+
+
+def test_an_answer_that_was_never_heard(slurm, run):
+    """The submitting process died between sbatch and its note: the jobs are found by their name."""
+    (train, *_) = submitted(run, ["train"])
+    ledger.write(run.dir, replace(train, job_id=None))
+    assert {task.state for task in Monitor(run).look().of_stage("train")} == {"queued"}  # just submitted
+    lost = replace(train, job_id=None, submitted_unix_s=time.time() - 100)
+    ledger.write(run.dir, lost)
+    slurm.says("squeue", f"555|{train.job_name}|555\n")
+    slurm.says("sacct", sacct_line("555_0", "RUNNING") + sacct_line("555_1", "PENDING"))
+    found = Monitor(run).look()
+    assert [(task.job, task.state) for task in found.of_stage("train")] == [("555_0", "running"), ("555_1", "queued")]
+    # Slurm knows no such job: it was never accepted.
+    slurm.says("squeue", "")
+    slurm.says("sacct", "")
+    assert {task.state for task in Monitor(run).look().of_stage("train")} == {"todo"}
+
+
+def test_a_new_submission_settles_what_was_left_open(slurm, run):
+    """Before anything is submitted again, whatever its age: the queue knows it, or it never got there."""
+    (train, *_) = submitted(run, ["train"])
+    ledger.write(run.dir, replace(train, job_id=None))
+    slurm.says("squeue", f"555|{train.job_name}|555\n")
+    submit.settle(run)
+    assert ledger.read(run.dir) == [replace(train, job_id="555")]
+    ledger.write(run.dir, replace(train, job_id=None))
+    slurm.fails("squeue", "Unable to contact slurm controller\n")
+    with pytest.raises(SchedulerUnavailableError, match="nothing was submitted.*Unable to contact"):
+        submit.look_before_submitting(run)
+    slurm.says("squeue", "")
+    submit.settle(run)
+    assert ledger.read(run.dir) == []
+
+
+def test_nothing_is_submitted_blindly(slurm, run):
+    submitted(run, ["train"])
+    for entry in ledger.read(run.dir):
+        ledger.write(run.dir, replace(entry, submitted_unix_s=time.time() - 1000))
+    slurm.fails("sacct", "Connection refused\n")
+    slurm.fails("squeue", "timed out\n")
+    with pytest.raises(SchedulerUnavailableError, match="nothing was submitted"):
+        submit.look_before_submitting(run)
+
+
+def test_an_array_that_slurm_took_although_it_failed_to_say_so(slurm, run):
+    """A busy controller: sbatch fails, and the job is there. It has no arguments to work with: cancelled."""
+    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    slurm.fails("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
+    slurm.says("squeue", f"777|simhpc-train-{plan.batches[0].id}|777\n")
+    with pytest.raises(SchedulerError, match="Socket timed out"):
+        list(submit.submit(run, [plan]))
+    assert slurm.calls("scancel") == ["scancel 777"]
+    assert ledger.read(run.dir) == []
+    slurm.says("squeue", "")  # it may appear later
+    with pytest.raises(SchedulerError, match="may or may not have been queued"):
+        list(submit.submit(run, [plan]))
+    assert len(ledger.read(run.dir)) == 1
+
+
+def test_two_at_once_are_refused(run):
+    with (
+        ledger.locked(run.dir),
+        pytest.raises(SchedulerError, match=f"process {os.getpid()} on "),
+        ledger.locked(run.dir),
+    ):
+        pass
+    with ledger.locked(run.dir):
+        pass
+
+
+def test_a_lock_whose_owner_has_died_is_taken_over(run):
+    lock = run.dir.submissions / "submit.lock"
+    lock.parent.mkdir()
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": gone}))
+    with ledger.locked(run.dir):
+        pass
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": gone}))
+    with (
+        pytest.raises(SchedulerError, match=f"process {gone} on elsewhere.*delete .*submit.lock"),
+        ledger.locked(run.dir),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 99}'])
+def test_a_damaged_ledger_entry_is_named(run, text):
+    run.dir.ledger.mkdir(parents=True)
+    (run.dir.ledger / "x.json").write_text(text)
+    with pytest.raises(BadFileError, match=r"x\.json"):
+        ledger.read(run.dir)
+
+
+def test_retry_raises_memory_only_for_who_ran_out_of_it(slurm, run):
+    submitted(run)
+    now = time.time()
+    for entry in ledger.read(run.dir):  # long ago, so that Slurm's silence would mean something
+        ledger.write(run.dir, replace(entry, submitted_unix_s=now - 1000))
+    slurm.says(
+        "sacct",
+        sacct_line("101_0", "OUT_OF_MEMORY", "0:125")
+        + sacct_line("101_1", "FAILED", "1:0")
+        + sacct_line("102_0", "CANCELLED", reason="DependencyNeverSatisfied")
+        + sacct_line("102_1", "CANCELLED", reason="DependencyNeverSatisfied")
+        + sacct_line("103_0", "FAILED", "1:0")
+        + sacct_line("103_1", "FAILED", "1:0")
+        + sacct_line("104", "COMPLETED", start="1", end="2"),
+    )
+    profile = parse_profile(
+        {"defaults": {"mem_gb": 2}, "retry": {"oom_memory_factor": 2, "max_mem_gb": 3}}, where="test"
+    )
+    found = Monitor(run).look()
+    assert found.task("train", "cnn").reason.startswith("out of memory (2 GiB)")
+    assert found.task("attack", "cnn").reason == "train of cnn did not succeed"
+    planned = control.plan_retry(run, found, models=None, profile=profile, max_array_size=1001)
+    assert {(task.stage, task.model) for task in planned.tasks} == {
+        (stage, model) for stage in ("train", "attack", "evaluate") for model in ("cnn", "vit")
+    }
+    assert planned.raised == {("cnn", "train"): 3}
+    by_stage = {plan.stage: plan.batches for plan in planned.plans}
+    assert {batch.models: batch.resources.mem_gb for batch in by_stage["train"]} == {("vit",): 2, ("cnn",): 3}
+    again = list(submit.submit(run, planned.plans))
+    assert {entry.stage for entry in again} == set(STAGES)
+    assert len(Monitor(run).attempts(Task("train", "cnn"))) == 2
+
+
+def test_retry_of_one_model_leaves_the_others(slurm, run):
+    submitted(run, ["train"])
+    for entry in ledger.read(run.dir):
+        ledger.write(run.dir, replace(entry, submitted_unix_s=time.time() - 1000))
+    slurm.says("sacct", sacct_line("101_0", "FAILED", "1:0") + sacct_line("101_1", "CANCELLED by 7"))
+    found = Monitor(run).look()
+    planned = control.plan_retry(run, found, models=["vit"], profile=None, max_array_size=1001)
+    assert [(task.model, task.state) for task in planned.tasks] == [("vit", "cancelled")]
+    (plan,) = planned.plans
+    assert [batch.models for batch in plan.batches] == [("vit",)]
+    assert plan.batches[0].resources.mem_gb == 2  # as it was submitted
+    everything = control.plan_retry(run, found, models=None, profile=None, max_array_size=1001)
+    assert [task.model for task in everything.tasks] == ["cnn"]  # who was cancelled on purpose stays so
+
+
+def test_a_retry_gets_what_its_own_last_job_had(slurm, run):
+    """One model was given more memory before: the others do not get it, and it does not lose it."""
+    plans = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    more = PROFILE.train.model_copy(update={"mem_gb": 64.0})
+    list(submit.submit(run, plans))
+    (raised,) = submit.plan(
+        status(train="cnn:todo"), ["train"], PROFILE, profile_name="p", special={"train": {"cnn": more}}
+    )
+    list(submit.submit(run, [raised]))
+    for entry in ledger.read(run.dir):
+        ledger.write(run.dir, replace(entry, submitted_unix_s=entry.submitted_unix_s - 1000))
+    slurm.says(
+        "sacct",
+        sacct_line("101_0", "OUT_OF_MEMORY")
+        + sacct_line("101_1", "FAILED", "1:0")
+        + sacct_line("102", "FAILED", "1:0"),
+    )
+    planned = control.plan_retry(run, Monitor(run).look(), models=None, profile=None, max_array_size=1001)
+    memory = {batch.models: batch.resources.mem_gb for plan in planned.plans for batch in plan.batches}
+    assert memory == {("vit",): 2, ("cnn",): 64}
+
+
+def test_what_was_cancelled_on_purpose_is_not_retried_by_the_way(slurm, run):
+    submitted(run)
+    for entry in ledger.read(run.dir):
+        ledger.write(run.dir, replace(entry, submitted_unix_s=time.time() - 1000))
+    ended = [sacct_line(f"{job}_0", "COMPLETED", start="1", end="2") for job in (101, 102, 103)]
+    cancelled = [sacct_line(job, "COMPLETED", start="1", end="2") for job in ("101_1", "104")]
+    cancelled += [sacct_line(f"{job}_1", "CANCELLED by 7") for job in (102, 103)]
+    slurm.says("sacct", "".join([*ended, *cancelled]))
+    found = Monitor(run).look()
+    assert found.task("evaluate", "vit").reason == "cancelled"
+    assert control.plan_retry(run, found, models=None, profile=None, max_array_size=1001).tasks == ()
+
+
+def test_cancel_names_elements(slurm, run):
+    submitted(run)
+    slurm.says("sacct", sacct_line("101_0", "RUNNING") + sacct_line("101_1", "COMPLETED", start="1", end="2"))
+    found = Monitor(run).look()
+    cancelled = control.cancel(found, models=["cnn"], stages=STAGES)
+    # The last stage first: nothing starts because what it waited for is over.
+    assert [task.job for task in cancelled] == ["103_0", "102_0", "101_0"]
+    assert slurm.calls("scancel") == ["scancel 103_0 102_0 101_0"]
+
+
+def test_a_model_that_is_not_there(run):
+    with pytest.raises(SchedulerError, match="no model 'vti'; did you mean 'vit'"):
+        control.chosen_models(run, ["vti"])
+
+
+def test_a_pretrained_model_is_attacked_at_once(slurm, copied, tmp_path):
+    """With weights from a file there is nothing to train, so nothing to wait for."""
+    state = tmp_path / "own.safetensors"
+    shutil.copy(copied.dir.checkpoint("cnn"), state)
+    raw = tiny(("cnn",))
+    args = {**MODELS["cnn"]["args"], "num_classes": 10}
+    raw["models"].append({**raw["models"][0], "key": "own", "weights": f"checkpoint:{state}", "args": args})
+    run = prepare(load_study(write_study(tmp_path / "s.toml", raw)), tmp_path / "new")
+    entries = submitted(run, ["train", "attack"])
+    assert [(entry.models, entry.after) for entry in entries] == [
+        (("cnn",), ""),
+        (("cnn",), "aftercorr:101"),
+        (("own",), ""),
+    ]
