@@ -1,0 +1,494 @@
+"""Studies on a real Slurm, with the accidents of a real cluster. As an ordinary user; see devcluster.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster.devcluster import CHECKOUT, DevCluster
+from tiny import MODELS, tiny
+
+from simhpc.rundir import RunDir, open_run
+from simhpc.store import adversarial, similarity
+from simhpc.store.image_set import load as load_images
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+PROFILE = {
+    "defaults": {"partition": "main", "account": "lab", "timeout_min": 30, "mem_gb": 1.0, "array_parallelism": 4}
+}
+
+
+@pytest.fixture(scope="session")
+def demo(devcluster: DevCluster) -> Path:
+    """The demo study, submitted as a whole before everything else, so that it lives through all of it."""
+    folder = devcluster.folder("demo")
+    run = folder / "run"
+    started_s = time.monotonic()
+    command = ("submit", "all", CHECKOUT / "jobs" / "demo.toml", "--profile", CHECKOUT / "slurm" / "devcluster.toml")
+    devcluster.simhpc(*command, "--out", run)
+    submitted_s = time.monotonic()
+    devcluster.wait(run, lambda found: any(task["state"] == "running" for task in found["tasks"]), "a first task runs")
+    devcluster.measure(
+        "demo, all stages submitted after", f"{submitted_s - started_s:.1f} s (models checked, images made)"
+    )
+    devcluster.measure("first task seen running after the submission", f"{time.monotonic() - submitted_s:.1f} s")
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(devcluster: DevCluster, demo: Path) -> Path:
+    """Checkpoints of the tiny study's models, trained on the cluster."""
+    folder = devcluster.folder("trained")
+    study = devcluster.write(folder / "study.toml", tiny())
+    profile = devcluster.write(folder / "profile.toml", PROFILE)
+    devcluster.simhpc("submit", "train", study, "--profile", profile, "--out", folder / "run", "--wait")
+    return folder / "run" / "checkpoints"
+
+
+def study_of(trained: Path, copies: dict[str, str], **changes) -> dict:
+    """A study of these models with the trained weights: {key: which of the tiny study's models}."""
+    raw = tiny(("cnn",), **changes)
+    data = raw["models"][0]["data"]
+    raw["models"] = []
+    for key, kind in copies.items():
+        args = {**MODELS[kind]["args"], "num_classes": 10}
+        weights = f"checkpoint:{trained / f'{kind}.safetensors'}"
+        raw["models"].append({"key": key, "timm": MODELS[kind]["timm"], "args": args, "data": data, "weights": weights})
+    return raw
+
+
+class Scenario:
+    """One study of one slow attack, and what it should come to."""
+
+    def __init__(self, devcluster: DevCluster, trained: Path, name: str) -> None:
+        self.cluster = devcluster
+        self.folder = devcluster.folder(name)
+        self.run = self.folder / "run"
+        raw = study_of(trained, {"cnn": "cnn"}, attack={"steps": STEPS}, resources={"batch_size": 4})
+        self.study = devcluster.write(self.folder / "study.toml", raw)
+
+    def submit(self, code: int = 0, **profile) -> subprocess.CompletedProcess[str]:
+        raw = {**PROFILE, "attack": {key: value for key, value in profile.items() if key != "retry"}}
+        if "retry" in profile:
+            raw["retry"] = profile["retry"]
+        path = self.cluster.write(self.folder / "profile.toml", raw)
+        return self.cluster.simhpc("submit", "attacks", self.study, "--profile", path, "--out", self.run, code=code)
+
+    def parts(self) -> int:
+        return len(list(RunDir(self.run).attack_parts("cnn").glob("*/*.h5")))
+
+    def in_mid_attack(self, parts: int = 2) -> dict:
+        """Wait until some batches are finished and others are not."""
+        self.cluster.wait(self.run, lambda _: self.parts() >= parts, f"{parts} finished batches")
+        task = self.cluster.task(self.run, "attack", "cnn")
+        assert task["state"] == "running", task
+        return task
+
+    def done(self, timeout_s: float = 300) -> dict:
+        self.cluster.wait_for_state(self.run, "attack", "done", timeout_s)
+        # The output is there a moment before Slurm says that its job is over.
+        self.cluster.wait(
+            self.run, lambda now: not any(task["is_live"] for task in now["tasks"]), "its job is over", 60
+        )
+        return self.cluster.task(self.run, "attack", "cnn")
+
+    def bytes(self) -> bytes:
+        return RunDir(self.run).adversarial("cnn").read_bytes()
+
+    def states(self) -> list[str]:
+        """Of every start of the task's last job, as sacct tells them."""
+        job = self.cluster.task(self.run, "attack", "cnn")["job"]
+        return [start["State"].split()[0] for start in self.cluster.accounting(job)]
+
+    def agrees(self) -> None:
+        """What status says is what sacct says."""
+        task = self.cluster.task(self.run, "attack", "cnn")
+        starts = self.cluster.accounting(task["job"])
+        assert task["slurm_state"] == starts[-1]["State"].split()[0]
+        assert task["restarts"] == len(starts) - 1
+        if not task["is_live"]:
+            assert task["exit_code"] == int(starts[-1]["ExitCode"].split(":")[0])
+
+
+STEPS = 150
+
+
+@pytest.fixture(scope="session")
+def whole(devcluster: DevCluster, trained: Path) -> bytes:
+    """The adversarial set of an attack that nothing happened to."""
+    scenario = Scenario(devcluster, trained, "whole")
+    scenario.submit()
+    assert scenario.done()["restarts"] == 0
+    return scenario.bytes()
+
+
+def scenario(devcluster: DevCluster, trained: Path, name: str) -> Scenario:
+    return Scenario(devcluster, trained, name)
+
+
+def test_requeue_in_mid_attack(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "requeue")
+    s.submit()
+    task = s.in_mid_attack()
+    s.agrees()
+    devcluster.slurm("scontrol", "requeue", task["job"])
+    started_s = time.monotonic()
+    parts = s.parts()
+    devcluster.wait(
+        s.run, lambda found: any(t["state"] == "running" and t["restarts"] for t in found["tasks"]), "it runs again"
+    )
+    devcluster.measure("scontrol requeue, running again after", f"{time.monotonic() - started_s:.0f} s")
+    assert s.done()["restarts"] == 1
+    s.agrees()
+    assert parts >= 2
+    assert s.bytes() == whole
+    first, second = (devcluster.simhpc("logs", "cnn", "--run", s.run, "--attempt", n).stdout for n in (1, 2))
+    assert "attempt 1 of job" in first
+    assert "attempt 2 of job" in second
+    assert "done:" in second
+    assert "done:" not in first
+
+
+def test_time_limit_in_mid_attack(devcluster, trained, whole):
+    """Slurm gives no limits under a minute, and signals up to a minute early: here, at most 50 s after the start.
+
+    The attack is frozen meanwhile, so that a short one reaches its limit.
+    """
+    s = scenario(devcluster, trained, "limit")
+    s.submit(timeout_min=2, signal_delay_s=70)
+    task = s.in_mid_attack()
+    pid = devcluster.pid_of(task["job"])
+    os.kill(pid, signal.SIGSTOP)
+    # Slurm wakes it as it sends the signal; by now it has sent it.
+    time.sleep(max(0, 55 - devcluster.task(s.run, "attack", "cnn")["elapsed_s"]))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    task = s.done()
+    # A busy machine may need a second round.
+    assert task["restarts"] >= 1
+    assert set(s.states()) == {"REQUEUED", "COMPLETED"}
+    assert "asks to be requeued" in devcluster.simhpc("logs", "cnn", "--run", s.run).stdout
+    assert s.bytes() == whole
+
+
+def test_a_node_that_is_cut_off_in_mid_attack(devcluster, trained, whole):
+    """The copy that Slurm believes dead goes on beside the new one, and both write to the same folder.
+
+    It is frozen until then, so that a short attack will do.
+    """
+    s = scenario(devcluster, trained, "cut")
+    s.submit()
+    task = s.in_mid_attack()
+    node, old_pid = task["node"], devcluster.pid_of(task["job"])
+    devcluster.operate("cut", node)
+    os.kill(old_pid, signal.SIGSTOP)
+    started_s = time.monotonic()
+    try:
+        parts = s.parts()
+        devcluster.wait(s.run, lambda _: s.parts() > parts, "another node makes a part", timeout_s=150)
+        devcluster.measure("node cut off, another one working after", f"{time.monotonic() - started_s:.0f} s")
+        os.kill(old_pid, signal.SIGCONT)
+        assert devcluster.task(s.run, "attack", "cnn")["node"] != node
+        assert s.states()[0] == "NODE_FAIL"
+        devcluster.wait_for_state(s.run, "attack", "done")
+    finally:
+        devcluster.operate("heal", node)
+    assert s.done()["restarts"] >= 1
+    s.agrees()
+    assert s.bytes() == whole
+    deadline = time.monotonic() + 60
+    while (Path("/proc") / str(old_pid)).exists() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert s.bytes() == whole  # whatever the old copy did last
+    assert not list(s.run.rglob("*.tmp.*"))
+
+
+def test_preemption_in_mid_attack(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "preempted")
+    s.submit(partition="low", gpus_per_node=2)
+    task = s.in_mid_attack()
+    blocker = ["sbatch", "--parsable", "-p", "high", "-A", "lab", "-w", task["node"], "--gpus-per-node=2", "--mem=10M"]
+    devcluster.slurm(*blocker, "-o", "/dev/null", "--wrap", "sleep 3", cwd=s.folder)
+    task = s.done()
+    assert task["restarts"] == 1
+    assert s.states() == ["PREEMPTED", "COMPLETED"]
+    s.agrees()
+    assert s.bytes() == whole
+
+
+def test_kill_9_and_retry(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "killed")
+    s.submit()
+    task = s.in_mid_attack()
+    os.kill(devcluster.pid_of(task["job"]), signal.SIGKILL)
+    devcluster.wait_for_state(s.run, "attack", "failed", 30)
+    task = devcluster.task(s.run, "attack", "cnn")
+    assert "Killed" in task["reason"]
+    s.agrees()
+    parts = s.parts()
+    assert "no such" not in devcluster.simhpc("retry", "--failed", "--run", s.run).stdout
+    task = s.done()
+    assert (task["n_jobs"], task["restarts"]) == (2, 0)
+    assert json.loads((s.run / "progress" / "attack" / "cnn.json").read_text())["resumed"] >= 4 * parts
+    assert s.bytes() == whole
+    assert "attempt 1" in devcluster.simhpc("logs", "cnn", "--run", s.run, "--attempt", "1").stdout
+    assert "Killed" in devcluster.simhpc("logs", "cnn", "--run", s.run, "--attempt", "1", "--stderr").stdout
+
+
+def test_out_of_memory_and_retry_with_more(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "oom")
+    s.submit(mem_gb=0.15, retry={"oom_memory_factor": 10.0, "max_mem_gb": 1.2})
+    devcluster.wait_for_state(s.run, "attack", "failed", 60)
+    task = devcluster.task(s.run, "attack", "cnn")
+    # Slurm 22.05 calls the step so, and its job FAILED.
+    assert task["slurm_state"] in ("OUT_OF_MEMORY", "FAILED")
+    assert task["reason"].startswith("out of memory (0.15 GiB)")
+    s.agrees()
+    assert "now with 1.2 GiB" in devcluster.simhpc("retry", "cnn", "--run", s.run).stdout
+    assert s.done()["n_jobs"] == 2
+    assert s.bytes() == whole
+
+
+def test_cancel_and_retry(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "cancelled")
+    s.submit()
+    s.in_mid_attack()
+    assert "cancelled  attack     cnn" in devcluster.simhpc("cancel", "cnn", "--run", s.run).stdout
+    devcluster.wait_for_state(s.run, "attack", "cancelled", 60)
+    s.agrees()
+    assert s.parts() >= 2
+    assert "nothing" in devcluster.simhpc("retry", "--failed", "--run", s.run).stdout  # it was on purpose
+    devcluster.simhpc("retry", "cnn", "--run", s.run)
+    assert s.done()["n_jobs"] == 2
+    assert s.bytes() == whole
+
+
+def test_a_full_disk(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "full")
+    disk = s.folder / "disk"
+    disk.mkdir()
+    owner = f"size=4m,uid={devcluster.user.pw_uid},gid={devcluster.user.pw_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", owner, "tmpfs", disk], check=True)
+    try:
+        s.run = disk / "run"
+        s.submit()
+        s.in_mid_attack()
+        with (disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+            file.write(bytes(4 << 20))
+        devcluster.wait_for_state(s.run, "attack", "failed", 60)
+        assert any("is full" in note for note in devcluster.status(s.run)["notes"])  # its log could not say so
+        (disk / "filler").unlink()
+        devcluster.simhpc("retry", "cnn", "--run", s.run)
+        s.done()
+        assert s.bytes() == whole
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_run_directory_that_the_nodes_cannot_see(devcluster, trained, whole):
+    """Here: gone while the job starts, as a disk that is not mounted there would be."""
+    s = scenario(devcluster, trained, "unseen")
+    s.submit(sbatch={"hold": True})
+    job = devcluster.task(s.run, "attack", "cnn")["job"]
+    hidden = s.run.with_name("hidden")
+    s.run.rename(hidden)
+    devcluster.slurm("scontrol", "release", job)
+    deadline = time.monotonic() + 60
+    while not any(start["State"] == "FAILED" for start in devcluster.accounting(job)) and time.monotonic() < deadline:
+        time.sleep(1)
+    hidden.rename(s.run)
+    devcluster.wait_for_state(s.run, "attack", "failed", 30)
+    assert "it left no log: can node" in devcluster.task(s.run, "attack", "cnn")["reason"]
+    devcluster.simhpc("submit", "attacks", s.study, "--profile", s.folder / "profile.toml", "--out", s.run, code=0)
+    devcluster.slurm("scontrol", "release", devcluster.task(s.run, "attack", "cnn")["job"])
+    s.done()
+
+
+def test_one_broken_model_among_eight(devcluster, trained):
+    folder = devcluster.folder("eight")
+    keys = {f"m{number}": ("cnn", "convnext", "vit")[number % 3] for number in range(7)}
+    raw = study_of(trained, {**keys, "broken": "cnn"})
+    own = folder / "broken.safetensors"
+    shutil.copy(trained / "cnn.safetensors", own)
+    own.chmod(0o644)
+    raw["models"][-1]["weights"] = f"checkpoint:{own}"
+    study = devcluster.write(folder / "study.toml", raw)
+    profile = devcluster.write(folder / "profile.toml", {**PROFILE, "attack": {"sbatch": {"hold": True}}})
+    run = folder / "run"
+    devcluster.simhpc("submit", "all", study, "--profile", profile, "--out", run)
+    again = devcluster.simhpc("submit", "all", study, "--profile", profile, "--out", run).stdout
+    assert "8 queued already, 0 to submit" in again
+    assert "nothing to submit" in again
+    own.unlink()
+    jobs = {task["job"].partition("_")[0] for task in devcluster.status(run)["tasks"] if task["stage"] == "attack"}
+    devcluster.slurm("scontrol", "release", *jobs)
+    found = devcluster.wait(run, lambda now: not any(task["is_live"] for task in now["tasks"]), "all is over", 600)
+    states = {(task["stage"], task["model"]): task["state"] for task in found["tasks"]}
+    assert {key: state for key, state in states.items() if state != "done"} == {
+        ("attack", "broken"): "failed",
+        ("evaluate", "broken"): "failed",
+    }
+    reasons = {task["stage"]: task["reason"] for task in found["tasks"] if task["model"] == "broken"}
+    assert "broken.safetensors" in reasons["attack"]
+    assert reasons["evaluate"] == "attack of broken did not succeed"
+    matrix = similarity.load(RunDir(run).similarity)
+    assert np.isfinite(matrix.sat[:7, :7]).all()
+    assert np.isnan(matrix.sat[7]).all()
+    shown = devcluster.simhpc("status", run, code=1).stdout
+    assert shown.index("broken") < len(shown)
+    # Mended: only the broken model is attacked, everyone looks at it, and the matrix is whole.
+    shutil.copy(trained / "cnn.safetensors", own)
+    own.chmod(0o644)
+    plain = devcluster.write(folder / "plain.toml", PROFILE)
+    devcluster.simhpc("retry", "--failed", "--run", run, "--profile", plain)
+    for stage in ("attack", "evaluate", "aggregate"):
+        devcluster.wait_for_state(run, stage, "done", 300)
+    assert np.isfinite(similarity.load(RunDir(run).similarity).sat).all()
+
+
+def test_a_failed_training_strands_no_other(devcluster, demo):
+    """Its attack is cancelled by Slurm, the other model's is not."""
+    folder = devcluster.folder("training")
+    raw = tiny(("cnn", "vit"), training={"epochs": 1})
+    study = devcluster.write(folder / "study.toml", raw)
+    profile = devcluster.write(folder / "profile.toml", {**PROFILE, "train": {"sbatch": {"hold": True}}})
+    run = folder / "run"
+    devcluster.simhpc("submit", "all", study, "--profile", profile, "--out", run)
+    devcluster.slurm("scancel", devcluster.task(run, "train", "vit")["job"])
+    devcluster.slurm("scontrol", "release", devcluster.task(run, "train", "cnn")["job"])
+    found = devcluster.wait(run, lambda now: not any(task["is_live"] for task in now["tasks"]), "all is over", 300)
+    by_task = {(task["stage"], task["model"]): task for task in found["tasks"]}
+    assert by_task["train", "cnn"]["state"] == by_task["attack", "cnn"]["state"] == "done"
+    assert by_task["train", "vit"]["state"] == "cancelled"
+    assert by_task["attack", "vit"]["slurm_state"] == "CANCELLED"
+    assert by_task["attack", "vit"]["reason"] == "train of vit did not succeed"
+    assert by_task["evaluate", "cnn"]["state"] == "done"
+
+
+def test_more_models_than_an_array_can_have(devcluster, trained):
+    """1,010 models: two arrays; the first and the last element run, the others are cancelled."""
+    folder = devcluster.folder("thousand")
+    keys = {f"m{number:04d}": "cnn" for number in range(1010)}
+    study = devcluster.write(folder / "study.toml", study_of(trained, keys))
+    profile = devcluster.write(folder / "profile.toml", {**PROFILE, "attack": {"sbatch": {"hold": True}}})
+    run = folder / "run"
+    started_s = time.monotonic()
+    submitted = json.loads(
+        devcluster.simhpc("submit", "attacks", study, "--profile", profile, "--out", run, "--json").stdout
+    )["submitted"]
+    devcluster.measure("1,010 models checked and submitted after", f"{time.monotonic() - started_s:.0f} s")
+    assert [len(entry["models"]) for entry in submitted] == [505, 505]
+    started_s = time.monotonic()
+    found = json.loads(devcluster.simhpc("status", run, "--json").stdout)
+    devcluster.measure("status --json of 1,010 models", f"{time.monotonic() - started_s:.1f} s")
+    assert {task["state"] for task in found["tasks"] if task["stage"] == "attack"} == {"queued"}
+    first, last = (
+        next(task["job"] for task in found["tasks"] if (task["stage"], task["model"]) == ("attack", model))
+        for model in ("m0000", "m1009")
+    )
+    assert (first, last) == (f"{submitted[0]['job_id']}_0", f"{submitted[1]['job_id']}_504")
+    devcluster.slurm("scontrol", "release", first, last)
+
+    def both_done(now: dict) -> bool:
+        return sum(task["state"] == "done" for task in now["tasks"]) == 2
+
+    found = devcluster.wait(run, both_done, "the first and the last element are done", 240)
+    assert [task["model"] for task in found["tasks"] if task["state"] == "done"] == ["m0000", "m1009"]
+    devcluster.simhpc("cancel", "--all", "--run", run)
+    found = devcluster.wait(run, lambda now: not any(task["is_live"] for task in now["tasks"]), "cancelled", 60)
+    assert sum(task["state"] == "cancelled" for task in found["tasks"]) == 1008
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        ({"account": "nobody"}, "Invalid account"),
+        ({"partition": "short", "timeout_min": 30}, "time limit"),
+        ({"gpus_per_node": 64}, "node configuration is not available"),
+    ],
+)
+def test_refusals_are_told_in_slurms_words(devcluster, trained, resources, words):
+    s = scenario(devcluster, trained, f"refused-{next(iter(resources))}-{len(words)}")
+    said = s.submit(code=2, **resources).stderr
+    assert "Slurm refused the attack array of 1 task(s)" in said
+    assert words.lower() in said.lower()
+    assert devcluster.task(s.run, "attack", "cnn")["state"] == "todo"
+
+
+def test_a_changed_study_while_jobs_are_queued(devcluster, trained):
+    s = scenario(devcluster, trained, "changed")
+    s.submit(sbatch={"hold": True})
+    raw = study_of(trained, {"cnn": "cnn"}, attack={"steps": STEPS + 1}, resources={"batch_size": 4})
+    devcluster.write(s.study, raw)
+    said = s.submit(code=2).stderr
+    assert f"attack.steps: run directory has {STEPS}, study has {STEPS + 1}" in said
+    raw = study_of(trained, {"cnn": "cnn", "vit": "vit"}, attack={"steps": STEPS}, resources={"batch_size": 4})
+    devcluster.write(s.study, raw)
+    assert "2 task(s), 0 done, 1 queued already, 1 to submit" in s.submit(sbatch={"hold": True}).stdout
+    devcluster.simhpc("cancel", "--all", "--run", s.run)
+
+
+def test_status_while_slurm_is_away(devcluster, trained, whole):
+    s = scenario(devcluster, trained, "away")
+    s.submit()
+    s.in_mid_attack()
+    devcluster.operate("accounting", "off")
+    try:
+        found = devcluster.status(s.run)
+        assert found["source"] == "squeue"
+        assert found["notes"]
+        assert [task["state"] for task in found["tasks"] if task["stage"] == "attack"] == ["running"]
+    finally:
+        devcluster.operate("accounting", "on")
+    devcluster.operate("controller", "off")
+    try:
+        found = devcluster.status(s.run)
+        assert [task["state"] for task in found["tasks"] if task["stage"] == "attack"] == ["running"]
+        command = ("submit", "evaluate", s.study, "--profile", s.folder / "profile.toml", "--out", s.run)
+        refused = devcluster.simhpc(*command, code=2)
+        assert "Slurm refused" in refused.stderr
+    finally:
+        devcluster.operate("controller", "on")
+    s.done()
+    assert s.bytes() == whole
+
+
+def test_watching_costs_slurm_little(devcluster, demo):
+    """The demo's 31 tasks, watched for a while."""
+    from simhpc.cluster.status import Monitor
+
+    monitor = Monitor(open_run(demo))
+    started_s = time.monotonic()
+    while time.monotonic() - started_s < 30:
+        monitor.look()
+        time.sleep(2)
+    assert monitor.calls <= 4
+    devcluster.measure("status --watch while things change, calls of Slurm per minute", f"{monitor.calls * 2}")
+
+
+def test_the_demo_is_the_same_as_on_one_machine(devcluster, demo):
+    """After all that has happened to it: every adversarial image, and the matrix."""
+    for stage in ("train", "attack", "evaluate", "aggregate"):
+        devcluster.wait_for_state(demo, stage, "done", 1200)
+    local = CHECKOUT / "runs" / "demo"
+    if not (local / "similarity.h5").exists():
+        local = devcluster.folder("local") / "run"
+        devcluster.simhpc("run", CHECKOUT / "jobs" / "demo.toml", "--out", local)
+    here, there = RunDir(local), RunDir(demo)
+    assert load_images(here.images).sha256 == load_images(there.images).sha256
+    for model in open_run(demo).study.models:
+        ours, theirs = adversarial.load(here.adversarial(model.key)), adversarial.load(there.adversarial(model.key))
+        assert np.array_equal(ours.images, theirs.images), model.key
+        assert np.array_equal(ours.adv_pred, theirs.adv_pred), model.key
+    assert np.array_equal(similarity.load(here.similarity).sat, similarity.load(there.similarity).sat)
+    assert (here.similarity_csv).read_text() == (there.similarity_csv).read_text()
