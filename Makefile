@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cluster lint clean
 
 demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
 	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
 
 test: $(VENV)/installed-test ## the tests that take minutes at most
 	$(BIN)/python -m pytest
+
+test-cluster: $(VENV)/installed-test ## the tests that need Slurm, on a real one made for them; as root, on Debian 12
+	VENV='$(VENV)' slurm/devcluster/test.sh
 
 lint: $(VENV)/installed-lint ## style, format and types
 	$(BIN)/ruff check .
