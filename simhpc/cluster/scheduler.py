@@ -41,9 +41,8 @@ class JobState:
         node: where it runs or ran; empty before.
         exit_code: of the batch script; None while it has none.
         signal: that ended it, 0 for none.
-        starts: how many times it was started before this (requeues).
+        restarts: how many times it was requeued.
         started_unix_s, ended_unix_s: of the present or last start.
-        runs: state and node of every earlier start, oldest first.
     """
 
     job: str
@@ -55,11 +54,7 @@ class JobState:
     signal: int = 0
     started_unix_s: float | None = None
     ended_unix_s: float | None = None
-    runs: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def restarts(self) -> int:
-        return len(self.runs)
+    restarts: int = 0
 
     @property
     def is_live(self) -> bool:
@@ -197,9 +192,13 @@ def _since(unix_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(unix_s - 3600))
 
 
+_SQUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "NodeList", "StartTime", "EndTime", "exit_code", "RestartCnt")
+
+
 def _squeue(users: Iterable[str]) -> str:
     names = ",".join(sorted(users))
-    return call(["squeue", "-h", "-r", "-t", "all", *(["-u", names] if names else []), "-o", "%i|%j|%T|%r|%N|%S"])
+    whole = ",".join(f"{field}:|" for field in _SQUEUE_FIELDS)  # without the mark, each is cut to 20 characters
+    return call(["squeue", "-h", "-r", "-t", "all", *(["-u", names] if names else []), "-O", whole])
 
 
 def read_sacct(text: str) -> dict[str, JobState]:
@@ -221,23 +220,22 @@ def read_sacct(text: str) -> dict[str, JobState]:
         word = state.split()[0].rstrip("+")
         if not re.fullmatch("[A-Z][A-Z_]+", word):
             continue
-        code, _, signal = exit_code.partition(":")
+        code, killed_by = _wait_status(exit_code)
         entry = JobState(
             job="",
             state=word,
             name=name,
             reason="" if reason == "None" else reason,
             node="" if node.startswith("None") else node,
-            exit_code=int(code) if code.isdigit() and word in ENDED else None,
-            signal=int(signal) if signal.isdigit() else 0,
+            exit_code=code if word in ENDED else None,
+            signal=killed_by,
             started_unix_s=_time(start),
             ended_unix_s=_time(end) if word in ENDED else None,
         )
         if elements(job) == [job]:
             earlier = single.get(job)
             # With -D, each start of a requeued job is a line of its own, in order.
-            runs = () if earlier is None else (*earlier.runs, (earlier.state, earlier.node))
-            single[job] = replace(entry, job=job, runs=runs)
+            single[job] = replace(entry, job=job, restarts=0 if earlier is None else earlier.restarts + 1)
         else:
             listed |= {element: replace(entry, job=element) for element in elements(job)}
     # The line of an array's waiting elements (`12_[0-9]`) may go on naming those that have a line of their own.
@@ -248,18 +246,39 @@ def read_sacct(text: str) -> dict[str, JobState]:
 
 
 def read_squeue(text: str) -> dict[str, JobState]:
-    """Parse `squeue -h -r -o '%i|%j|%T|%r|%N|%S'`; lines that are no job are left out."""
+    """Parse `squeue -h -r -O` of `_SQUEUE_FIELDS`, each followed by `|`; lines that are no job are left out."""
     jobs = {}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) != 6 or not re.fullmatch("[A-Z][A-Z_]+", fields[2]):
+        if len(fields) != len(_SQUEUE_FIELDS) + 1 or not re.fullmatch("[A-Z][A-Z_]+", fields[2]):
             continue
-        job, name, state, reason, node, start = fields
-        started = _time(start) if state not in WAITING else None
+        job, name, state, reason, node, start, end, status, restarts, _ = fields
+        code, killed_by = _wait_status(status) if state in ENDED else (None, 0)
         for element in elements(job):
-            why = "" if reason == "None" else reason
-            jobs[element] = JobState(element, state, name, why, node, started_unix_s=started)
+            jobs[element] = JobState(
+                element,
+                state,
+                name=name,
+                reason="" if reason == "None" else reason,
+                node=node,
+                exit_code=code,
+                signal=killed_by,
+                # Of what waits or runs, squeue tells when it is expected to start or end.
+                started_unix_s=_time(start) if state not in WAITING else None,
+                ended_unix_s=_time(end) if state in ENDED else None,
+                restarts=int(restarts) if restarts.isascii() and restarts.isdigit() else 0,
+            )
     return jobs
+
+
+def _wait_status(text: str) -> tuple[int | None, int]:
+    """Exit code and signal from what wait(2) gives (`256` is 1, 0), as squeue prints it, or from `1:0`."""
+    code, colon, killed_by = text.partition(":")
+    if not code.isascii() or not code.isdigit():
+        return None, 0
+    if colon:
+        return int(code), int(killed_by) if killed_by.isascii() and killed_by.isdigit() else 0
+    return int(code) >> 8, int(code) & 0x7F
 
 
 def elements(job: str) -> list[str]:

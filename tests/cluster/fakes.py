@@ -68,3 +68,9 @@ def sacct_line(job: str, state: str, exit_code: str = "0:0", reason: str = "None
     """One line of `sacct -X -D -P -n` with our fields."""
     name, start, end = times.get("name", ""), times.get("start", "Unknown"), times.get("end", "Unknown")
     return f"{job}|{name}|{state}|{exit_code}|{reason}|{node}|{start}|{end}\n"
+
+
+def squeue_line(job: str, state: str, status: str = "0", reason: str = "None", node: str = "node1", **times) -> str:
+    """One line of `squeue -h -r -O` with our fields; `status` as wait(2) gives it."""
+    name, start, end = times.get("name", ""), times.get("start", "N/A"), times.get("end", "N/A")
+    return f"{job}|{name}|{state}|{reason}|{node}|{start}|{end}|{status}|{times.get('restarts', 0)}|\n"

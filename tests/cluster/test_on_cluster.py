@@ -110,13 +110,20 @@ class Scenario:
         return [start["State"].split()[0] for start in self.cluster.accounting(job)]
 
     def agrees(self) -> None:
-        """What status says is what sacct says."""
-        task = self.cluster.task(self.run, "attack", "cnn")
-        starts = self.cluster.accounting(task["job"])
-        assert task["slurm_state"] == starts[-1]["State"].split()[0]
-        assert task["restarts"] == len(starts) - 1
-        if not task["is_live"]:
-            assert task["exit_code"] == int(starts[-1]["ExitCode"].split(":")[0])
+        """What status says is what sacct says, as soon as the accounting has heard of it."""
+        deadline_s = time.monotonic() + 30
+        while True:
+            task = self.cluster.task(self.run, "attack", "cnn")
+            said = {"state": task["slurm_state"], "restarts": task["restarts"], "exit_code": task["exit_code"]}
+            starts = self.cluster.accounting(task["job"])
+            told = {}
+            if starts:
+                code = None if task["is_live"] else int(starts[-1]["ExitCode"].split(":")[0])
+                told = {"state": starts[-1]["State"].split()[0], "restarts": len(starts) - 1, "exit_code": code}
+            if said == told:
+                return
+            assert time.monotonic() < deadline_s, (said, told)
+            time.sleep(1)
 
 
 STEPS = 150

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cluster.fakes import sacct_line
+from cluster.fakes import sacct_line, squeue_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,7 +51,6 @@ def test_starts_of_a_requeued_job_are_counted():
     jobs = scheduler.read_sacct(text)
     assert sorted(jobs) == ["7_0", "7_1", "7_2"]
     assert (jobs["7_0"].state, jobs["7_0"].node, jobs["7_0"].restarts) == ("RUNNING", "node3", 2)
-    assert jobs["7_0"].runs == (("REQUEUED", "node1"), ("NODE_FAIL", "node2"))
     assert (jobs["7_1"].reason, jobs["7_1"].node, jobs["7_1"].is_waiting) == ("Resources", "", True)
 
 
@@ -60,7 +59,7 @@ def test_a_state_that_we_do_not_know_is_of_a_job_that_waits(word):
     """Slurm has more words than its manual; a job must never be taken for gone because of one."""
     for jobs in (
         scheduler.read_sacct(sacct_line("7_0", word)),
-        scheduler.read_squeue(f"7_0|x|{word}|None|node1|N/A\n"),
+        scheduler.read_squeue(squeue_line("7_0", word)),
     ):
         assert (jobs["7_0"].is_live, jobs["7_0"].is_waiting) == (True, True)
 
@@ -68,7 +67,7 @@ def test_a_state_that_we_do_not_know_is_of_a_job_that_waits(word):
 def test_an_element_that_sacct_does_not_show_is_looked_for_in_the_queue(slurm):
     """sacct shortens a long list of waiting elements, whatever it is told."""
     slurm.says("sacct", sacct_line("7_0", "RUNNING") + sacct_line("7_[1,3,5,...%5]", "PENDING"))
-    slurm.says("squeue", "7_1|x|PENDING|Resources||N/A\n7_3|x|PENDING|Resources||N/A\n")
+    slurm.says("squeue", squeue_line("7_1", "PENDING") + squeue_line("7_3", "PENDING"))
     answer = scheduler.ask(["7_0", "7_1", "7_3"], since_unix_s=1.7e9)
     assert {job: state.state for job, state in answer.jobs.items()} == {
         "7_0": "RUNNING",
@@ -86,7 +85,7 @@ def test_an_element_with_a_line_of_its_own_is_not_in_the_list_any_more():
 def test_a_job_that_the_accounting_does_not_quite_know_yet(slurm):
     """Slurm 22.05, for seconds after a submission: another name, and PENDING though it runs."""
     slurm.says("sacct", sacct_line("7_0", "PENDING", name="allocation") + sacct_line("7_1", "RUNNING"))
-    slurm.says("squeue", "7_0|x|RUNNING|None|node1|1700000000\n")
+    slurm.says("squeue", squeue_line("7_0", "RUNNING", start="1700000000"))
     answer = scheduler.ask(["7_0", "7_1"], since_unix_s=1.7e9)
     assert (answer.jobs["7_0"].state, answer.jobs["7_0"].node) == ("RUNNING", "node1")
     slurm.says("sacct", sacct_line("7_0", "PENDING", name="allocation"))
@@ -123,7 +122,7 @@ def test_only_sacct_is_called_when_it_knows_all(slurm):
 
 def test_squeue_knows_what_the_accounting_has_not_heard_of(slurm):
     slurm.says("sacct", sacct_line("7_0", "RUNNING"))
-    slurm.says("squeue", "9_0|x|PENDING|Priority||N/A\n7_0|x|PENDING|Priority||N/A\n")
+    slurm.says("squeue", squeue_line("9_0", "PENDING") + squeue_line("7_0", "PENDING"))
     answer = scheduler.ask(["7_0", "9_0"], since_unix_s=1.7e9, users=["me"])
     assert answer.jobs["9_0"].state == "PENDING"
     assert answer.jobs["7_0"].state == "RUNNING"
@@ -132,11 +131,31 @@ def test_squeue_knows_what_the_accounting_has_not_heard_of(slurm):
 
 def test_without_accounting_squeue_answers(slurm):
     slurm.fails("sacct", "Slurm accounting storage is disabled\n")
-    slurm.says("squeue", "7_0|x|RUNNING|None|node1|1700000000\n")
+    slurm.says("squeue", squeue_line("7_0", "RUNNING", start="1700000000"))
     answer = scheduler.ask(["7_0"], since_unix_s=1.7e9)
     assert answer.source == "squeue"
     assert answer.jobs["7_0"].started_unix_s == 1_700_000_000
     assert "disabled" in answer.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "code", "killed_by"),
+    [
+        ("FAILED", "256", 1, 0),  # as wait(2) gives it: Slurm 22.05
+        ("FAILED", "1792", 7, 0),
+        ("FAILED", "9", 0, 9),
+        ("OUT_OF_MEMORY", "0:125", 0, 125),
+        ("COMPLETED", "0", 0, 0),
+        ("FAILED", "N/A", None, 0),
+        ("RUNNING", "0", None, 0),
+    ],
+)
+def test_squeue_tells_how_a_job_ended(state, status, code, killed_by):
+    line = squeue_line("7_0", state, status, start="1700000000", end="1700000060", restarts=2)
+    (job,) = scheduler.read_squeue(line).values()
+    assert (job.exit_code, job.signal, job.restarts) == (code, killed_by, 2)
+    # Of a job that runs, it is when its time limit ends it.
+    assert job.ended_unix_s == (None if state == "RUNNING" else 1_700_000_060)
 
 
 def test_when_nobody_answers(slurm):

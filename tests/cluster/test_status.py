@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from cluster.fakes import sacct_line
+from cluster.fakes import sacct_line, squeue_line
 
 from simhpc.cluster import ledger
 from simhpc.cluster.ledger import Submission
@@ -170,12 +170,15 @@ def test_a_job_that_slurm_has_not_heard_of_yet(run, slurm):
 def test_without_accounting(run, slurm):
     """squeue knows what is queued or runs; of the others only the files can tell."""
     slurm.fails("sacct", "Slurm accounting storage is disabled\n")
-    slurm.says("squeue", f"7_0||RUNNING|None|node1|{NOW}\n")
+    slurm.says("squeue", squeue_line("7_0", "RUNNING", start=str(NOW)))
     found = Monitor(run).look()
     assert (found.task("attack", "cnn").state, found.source) == ("running", "squeue")
     assert "disabled" in found.notes[0]
+    # For some minutes squeue knows what is over too.
+    slurm.says("squeue", squeue_line("7_0", "FAILED", "256", start=str(NOW - 60), end=str(NOW - 50), restarts=1))
+    task = cnn(run)
+    assert (task.state, task.exit_code, task.elapsed_s, task.restarts) == ("failed", 1, 10, 1)
     slurm.says("squeue", "")
-    slurm.fails("sacct", "Slurm accounting storage is disabled\n")
     assert cnn(run).state == "failed"
 
 

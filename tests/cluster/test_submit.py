@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from cluster.fakes import sacct_line
+from cluster.fakes import sacct_line, squeue_line
 from tiny import MODELS, tiny, write_study
 
 from simhpc.cluster import control, ledger, submit
@@ -189,7 +189,7 @@ def test_the_dry_run_prints_what_would_be_submitted(slurm, run):
 
 
 def test_twice_submits_once(slurm, run):
-    slurm.says("squeue", "".join(f"{job}_{n}||PENDING|Priority||N/A\n" for job in (101, 102, 103) for n in (0, 1)))
+    slurm.says("squeue", "".join(squeue_line(f"{job}_{n}", "PENDING") for job in (101, 102, 103) for n in (0, 1)))
     assert len(submitted(run)) == 4
     assert submitted(run) == []  # within a minute, whatever Slurm says
     assert len(slurm.calls("sbatch")) == 4
