@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
     executor.update_parameters(timeout_min=_TIMEOUT_MIN)
     if gpus:
         executor.update_parameters(gpus_per_node=1, visible_gpus=[gpus[slot % len(gpus)]])
-    with _stderr_to(folder / "controller.err"):
+    with _stderr_to(folder / "controller.err"), _sigint_heeded():
         job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
     return _Started(task, slot, job, time.time())
 
@@ -163,6 +164,22 @@ def _stderr_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@contextmanager
+def _sigint_heeded() -> Iterator[None]:
+    """Let processes started here be stopped by SIGINT, which is how submitit cancels them.
+
+    What a shell script starts with `&` ignores SIGINT, and so would all that it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _reading(run: Run, started: _Started) -> Progress | None:

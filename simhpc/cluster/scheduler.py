@@ -192,7 +192,10 @@ def _since(unix_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(unix_s - 3600))
 
 
-_SQUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "NodeList", "StartTime", "EndTime", "exit_code", "RestartCnt")
+_SQUEUE_FIELDS = (
+    *("JobArrayID", "Name", "State", "Reason", "NodeList", "StartTime", "EndTime"),
+    *("exit_code", "RestartCnt"),
+)
 
 
 def _squeue(users: Iterable[str]) -> str:

@@ -140,14 +140,30 @@ def test_problems_of_an_unchanged_matrix_are_told_again(simhpc, study_file, copi
     assert "predictions/vit.h5 does not exist" in out
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_an_interrupted_run_leaves_no_task_behind_and_goes_on(tmp_path, name):
-    """In a session of its own, so that only the program itself gets the signal, as from `kill` or a closed terminal."""
+@pytest.mark.parametrize(
+    ("name", "at_start"),
+    [
+        ("SIGINT", signal.SIG_DFL),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGTERM", signal.SIG_IGN),  # as `simhpc run &` in a script starts it
+        ("SIGHUP", signal.SIG_DFL),
+    ],
+)
+def test_an_interrupted_run_leaves_no_task_behind_and_goes_on(tmp_path, name, at_start):
+    """In a session of its own, so that only the program itself gets the signal, as from `kill` or a closed terminal.
+
+    `at_start`: what SIGINT does in the process that is started.
+    """
     study = write_study(tmp_path / "study.toml", tiny(("cnn",), training={"epochs": 100_000}))
     main = "from simhpc.cli.app import main; main()"
     command = [sys.executable, "-c", main, "run", str(study), "--out", str(tmp_path / "run")]
     program = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, at_start),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     progress = tmp_path / "run" / "progress" / "train" / "cnn.json"
     deadline = time.time() + 60
