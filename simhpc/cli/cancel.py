@@ -50,6 +50,8 @@ def cancel(
             output.print(f"cancelled  {task.stage:<10} {name} (job {task.job})", markup=False, soft_wrap=True)
         if not cancelled and found.source != "nobody":
             output.print("nothing of that is queued or running")
+    if any(task.is_live and not any(task.live_jobs) for task in found.tasks):
+        errors.print("note: some tasks are just being submitted: cancel those in a moment", soft_wrap=True)
     for note in found.notes:
         errors.print(f"note: {note}", markup=False, soft_wrap=True)
     if not cancelled and found.source == "nobody":

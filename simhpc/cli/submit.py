@@ -61,7 +61,6 @@ def submit(
     """
     from simhpc.cluster import control, ledger, scheduler
     from simhpc.cluster import submit as submission
-    from simhpc.cluster.local import check_root
     from simhpc.cluster.profile import load_profile
     from simhpc.cluster.status import Monitor
     from simhpc.stages.prepare import prepare, version_changes
@@ -70,7 +69,7 @@ def submit(
     profile = load_profile(profile_file)
     study = load_study(study_file)
     root = out if out is not None else Path("runs") / study.name
-    check_root(root)
+    submission.check_root(root)
     say = errors if as_json else output
     with _locked_if_there(root, dry_run=dry_run):
         run = prepare(study, root, dry_run=dry_run)

@@ -48,12 +48,22 @@ def cancel(status: RunStatus, *, models: Sequence[str] | None, stages: Sequence[
     live = [
         task
         for task in status.tasks
-        if task.is_live and task.stage in stages and (models is None or task.model in models)
+        # A task that is just being submitted has no job number yet.
+        if any(task.live_jobs) and task.stage in stages and (models is None or task.model in models)
     ]
     # The last stage first: what waits for a job must not start because that one is over.
     live.sort(key=lambda task: STAGES.index(task.stage), reverse=True)
-    scheduler.cancel([job for task in live for job in task.live_jobs if job])
+    chosen = [job for task in live for job in task.live_jobs if job]
+    if models is None:
+        chosen = _whole_arrays(chosen, {job for task in status.tasks for job in task.live_jobs})
+    scheduler.cancel(chosen)
     return live
+
+
+def _whole_arrays(chosen: Sequence[str], live: set[str]) -> list[str]:
+    """The jobs with `12` in place of all elements of array 12, where each of those that live is among them."""
+    left = Counter(job.partition("_")[0] for job in live) - Counter(job.partition("_")[0] for job in chosen)
+    return list(dict.fromkeys(job if left[job.partition("_")[0]] else job.partition("_")[0] for job in chosen))
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,8 @@ def plan_retry(
     # Everything that was ever submitted and stands behind the first failure may have to be done again.
     first = min((STAGES.index(task.stage) for task in tasks), default=len(STAGES))
     stages = [stage for stage in STAGES[first:] if stage in submitted]
-    wanted = {task.model for task in tasks}
     plans = plan(
-        _restricted(status, wanted, {task.stage for task in tasks}),
+        _restricted(status, tasks),
         stages,
         Profile(**resources, retry=retry),
         profile_name=submissions[-1].profile if submissions else "",
@@ -119,28 +128,31 @@ def plan_retry(
     return RetryPlan(tuple(tasks), tuple(plans), raised)
 
 
-def _restricted(status: RunStatus, models: set[str], stages: set[str]) -> RunStatus:
-    """The status with every other unfinished task of the stages that are retried left out of the question."""
+def _restricted(status: RunStatus, retried: Sequence[TaskStatus]) -> RunStatus:
+    """The status without the tasks that nobody asked for: those never submitted, and the other failed or cancelled."""
+    asked_for = set(retried)
     tasks = [
         task
         for task in status.tasks
-        if task.model in models or task.stage not in stages or task.state == "done" or task.is_live
+        if task in asked_for or task.state == "done" or task.is_live or (task.state == "todo" and task.n_jobs)
     ]
     return RunStatus(tuple(tasks), status.source, status.notes, status.asked_unix_s)
 
 
 def _retried(status: RunStatus, models: Sequence[str] | None) -> list[TaskStatus]:
     tasks: list[TaskStatus] = []
+    chosen: set[tuple[str, str]] = set()
     for task in (task for task in status.tasks if task.state in ("failed", "cancelled")):
         if models is not None:
             is_wanted = task.model in models
         elif task.cause:
             # It would fail again, unless what it needs is mended too.
-            is_wanted = (task.cause, task.model) in {(other.stage, other.model) for other in tasks}
+            is_wanted = (task.cause, task.model) in chosen
         else:
             is_wanted = task.state == "failed"  # what was cancelled, was cancelled on purpose
         if is_wanted:
             tasks.append(task)
+            chosen.add((task.stage, task.model))
     return tasks
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from simhpc.cluster import capacity, ledger, scheduler, submit
 from simhpc.cluster.capacity import Node, Partition
 from simhpc.cluster.checks import FAILED, OK, WARNING, Check, Kind, one_line
-from simhpc.cluster.local import check_root
 from simhpc.cluster.profile import Profile, StageResources
 from simhpc.cluster.submit import Batch
 from simhpc.cluster.trial import run_trial
@@ -313,12 +312,16 @@ def _check_nodes(kind: Kind, where: str, there: Sequence[Node], fitting: Sequenc
 
 def _ask_slurm(kind: Kind, profile: Profile, profile_name: str, root: Path) -> str:
     """Why sbatch would refuse an array of these stages, in its own words; empty if it would not."""
-    batch = Batch(ledger.new_id(), kind.stages[0], ("first", "second"), kind.resources, profile.retry, profile_name)
+    most = kind.resources.array_parallelism
+    batch = Batch(
+        ledger.new_id(), kind.stages[0], ("first", "second"), kind.resources, profile.retry, profile_name, at_once=most
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
         file.write(submit.script(RunDir(root.resolve()), batch))
         file.flush()
         try:
-            scheduler.call(["sbatch", "--test-only", file.name])
+            with scheduler.environment(submit.sbatch_environment(kind.resources)):
+                scheduler.call(["sbatch", "--test-only", file.name])
         except SchedulerError as error:
             return one_line(error)
     return ""
@@ -371,7 +374,7 @@ def _is_there(path: Path) -> bool:
 def _disk(root: Path, folder: Path) -> Iterator[Check]:
     name = "run directory"
     try:
-        check_root(root)
+        submit.check_root(root)
     except SimhpcError as error:
         yield Check(name, FAILED, str(error), "give another one with --dir")
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 import submitit
 
-from simhpc.rundir import open_run
+from simhpc.rundir import RunDir, open_run
 from simhpc.stages.progress import Interrupted, ProgressFile, interrupt
 from simhpc.stages.task import Task, execute
 
@@ -31,6 +31,10 @@ REQUEUE_LINES = [
     'exit "$code"',
 ]
 """The end of every batch script. Requeued from here and not by the task: a container need not hold Slurm's programs."""
+
+_STARTED = "SIMHPC_JOB_STARTED_UNIX_S"
+START_LINES = [f"export {_STARTED}=$(date +%s)"]
+"""The beginning of every batch script."""
 
 ATTEMPT_MARK = "===== simhpc: attempt "
 """Every attempt's first line in both logs; requeued attempts append to the same files."""
@@ -61,21 +65,20 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
     Raises:
         TooLittleTimeError: the time limit came before the attempt had finished anything that the next would find.
     """
-    started_s = time.monotonic()
+    started_unix_s = _started_unix_s()
     job = _job()
-    _announce(Task(stage, model), job)
-    # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
-    signal.signal(signal.SIGUSR2, interrupt)
-    _remove_half_written_result()
-    run = open_run(Path(run_dir))
-    progress = ProgressFile(run.dir.progress(stage, model), job)
+    progress = ProgressFile(RunDir(Path(run_dir)).progress(stage, model), job)
     try:
-        summary = execute(run, Task(stage, model), progress)
+        # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
+        signal.signal(signal.SIGUSR2, interrupt)
+        _announce(Task(stage, model), job)
+        _remove_half_written_result()
+        summary = execute(open_run(Path(run_dir)), Task(stage, model), progress)
         # From here on there is nothing to save.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     except Interrupted:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        at_limit = time.monotonic() - started_s >= timeout_min * 60 - delay_s - _EARLY_S
+        at_limit = time.time() - started_unix_s >= timeout_min * 60 - delay_s - _EARLY_S
         if at_limit and not progress.has_advanced:
             text = (
                 f"{stage} {model} finished nothing that it could save within its time limit of {timeout_min} min: "
@@ -87,6 +90,12 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         sys.exit(REQUEUE_EXIT_CODE)
     _say(f"done: {summary}" if summary else "done already")
     return summary
+
+
+def _started_unix_s() -> float:
+    """When the batch script started, which may be long before this process; now, without one."""
+    text = os.environ.get(_STARTED, "")
+    return float(text) if text.isdigit() else time.time()
 
 
 def _remove_half_written_result() -> None:

@@ -68,10 +68,6 @@ class Submission:
             return [""] * len(self.models)
         return [f"{self.job_id}_{number}" for number in range(len(self.models))] if self.is_array else [self.job_id]
 
-    def job_of(self, model: str) -> str:
-        """The job of one of its tasks."""
-        return self.jobs()[self.models.index(model)]
-
     def tasks(self) -> list[Task]:
         return [Task(self.stage, model) for model in self.models]
 
@@ -103,16 +99,19 @@ def read(run_dir: RunDir) -> list[Submission]:
     Raises:
         BadFileError: one cannot be read.
     """
-    entries = [_read(path) for path in run_dir.ledger.glob("*.json")]
+    entries = [entry for path in run_dir.ledger.glob("*.json") if (entry := _read(path)) is not None]
     return sorted(entries, key=lambda entry: (entry.submitted_unix_s, entry.id))
 
 
-def _read(path: Path) -> Submission:
+def _read(path: Path) -> Submission | None:
+    """An entry; None if it was taken back meanwhile."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("version") != VERSION:
             raise BadFileError(f"{path} was written by another version of simhpc")
         return Submission(**{**data, "models": tuple(data["models"])})
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadFileError(
             f"{path} cannot be read ({error}): it says which Slurm jobs a submission made. Move it away to go on "
@@ -129,29 +128,45 @@ def locked(run_dir: RunDir) -> Iterator[None]:
     """
     path = run_dir.submissions / "submit.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner: dict[str, str | int] = {"host": socket.gethostname(), "pid": os.getpid()}
-    for attempt in (1, 2):
-        try:
-            # Created exclusively: works on NFS too, where locks may not.
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(owner, file)
-            break
-        except FileExistsError:
-            holder = _holder(path)
-            if attempt == 1 and holder is not None and _is_gone(*holder):
-                # Moved, not deleted: of two who find it stale, one moves it.
-                with suppress(FileNotFoundError):
-                    path.rename(path.with_name(f"{path.name}.stale.{secrets.token_hex(3)}"))
-                continue
-            who = "another simhpc" if holder is None else f"process {holder[1]} on {holder[0]}"
-            raise SchedulerError(
-                f"{who} is submitting to this run now; if that is not so, delete {path} and try again"
-            ) from None
+    owner = (socket.gethostname(), os.getpid())
+    if not _take(path, owner):
+        holder = _holder(path)
+        is_stale = holder is not None and _is_gone(*holder)
+        if not is_stale or not _remove_stale(path) or not _take(path, owner):
+            who = "another simhpc" if holder is None or is_stale else f"process {holder[1]} on {holder[0]}"
+            raise SchedulerError(f"{who} is submitting to this run now; if that is not so, delete {path} and try again")
     try:
         yield
     finally:
-        if _holder(path) == (owner["host"], owner["pid"]):
+        if _holder(path) == owner:
             path.unlink(missing_ok=True)
+
+
+def _take(path: Path, owner: tuple[str, int]) -> bool:
+    try:
+        # Created exclusively: works on NFS too, where locks may not.
+        with path.open("x", encoding="utf-8") as file:
+            json.dump({"host": owner[0], "pid": owner[1]}, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove_stale(path: Path) -> bool:
+    """Remove a lock whose owner has died; False if it was somebody else's by then."""
+    # Moved first, and only then looked at: of two who found it stale, the second may have moved the first one's own.
+    moved = path.with_name(f"{path.name}.stale.{secrets.token_hex(3)}")
+    try:
+        path.rename(moved)
+    except FileNotFoundError:
+        return True
+    holder = _holder(moved)
+    is_stale = holder is not None and _is_gone(*holder)
+    if not is_stale:
+        with suppress(FileExistsError):
+            path.hardlink_to(moved)
+    moved.unlink()
+    return is_stale
 
 
 def _holder(path: Path) -> tuple[str, int] | None:

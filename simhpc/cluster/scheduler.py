@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from simhpc.errors import SchedulerError, SchedulerUnavailableError
 
 TIMEOUT_S = 30.0
+_JOBS_PER_CALL = 500
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 LIVE = WAITING | {
@@ -27,6 +28,9 @@ ENDED = frozenset(
     }
 )
 """States of a job that is over."""
+_PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
+# The accounting says so at once, and that the job waits again only when it has left its node.
+_REQUEUED_WITHIN_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,13 @@ class Answer:
         jobs: by `12_3` or `12`. A job that Slurm knows nothing of is absent.
         source: `sacct` or `squeue`; squeue knows only what is not over, or was over minutes ago.
         notes: what did not work on the way, one line each.
+        unasked: jobs that the accounting says nothing certain of, and that squeue could not be asked about.
     """
 
     jobs: dict[str, JobState]
     source: str
     notes: tuple[str, ...] = ()
+    unasked: frozenset[str] = frozenset()
 
 
 def is_there(*programs: str) -> bool:
@@ -122,21 +128,41 @@ def call(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def environment_for_slurm() -> dict[str, str]:
-    """This process's environment without what a surrounding Slurm job has put there.
+    """This process's environment without what would change the meaning of a command.
 
-    A command typed inside an interactive job would else hand that job's size and number on to ours.
+    A command typed inside an interactive job would else hand that job's size and number on to ours; and options
+    that a user has set for the commands they type (`SQUEUE_PARTITION`) would hide jobs from us.
     """
-    if "SLURM_JOB_ID" not in os.environ:
-        return dict(os.environ)
-    job_wide = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
-    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(job_wide)}
+    in_job = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_") if "SLURM_JOB_ID" in os.environ else ()
+    theirs = (*in_job, "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_")
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(theirs)}
+
+
+_SITE_DEFAULTS = ("account", "partition", "qos", "reservation", "wckey")
+
+
+def environment_for_sbatch(options: Iterable[str]) -> dict[str, str]:
+    """`environment_for_slurm` without the variables that would overrule the options of a batch script.
+
+    To sbatch an environment variable says more than a line of the script: a forgotten `SBATCH_TIMELIMIT` would win
+    over the profile, and `SBATCH_NO_REQUEUE` would keep tasks from going on. Defaults that sites let their users set,
+    such as `SBATCH_ACCOUNT`, hold where the script is silent.
+
+    Args:
+        options: long names of the script's options.
+    """
+    defaults = {f"SBATCH_{name.upper()}" for name in set(_SITE_DEFAULTS) - set(options)}
+    return {
+        name: value
+        for name, value in environment_for_slurm().items()
+        if not name.startswith("SBATCH_") or name in defaults
+    }
 
 
 @contextmanager
-def outside_any_job() -> Iterator[None]:
-    """`environment_for_slurm` as this process's own environment, for programs that others start."""
+def environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """This process's own environment for a while, for programs that others start: a part of what it is."""
     before = dict(os.environ)
-    wanted = environment_for_slurm()
     for name in before.keys() - wanted.keys():
         del os.environ[name]
     try:
@@ -145,13 +171,16 @@ def outside_any_job() -> Iterator[None]:
         os.environ.update(before)
 
 
-def ask(jobs: Iterable[str], *, since_unix_s: float, users: Iterable[str] = ()) -> Answer:
+def ask(
+    jobs: Iterable[str], *, since_unix_s: float, users: Iterable[str] = (), forgotten: Iterable[str] = ()
+) -> Answer:
     """The state of these jobs: one call of sacct; squeue only where sacct cannot tell.
 
     Args:
         jobs: single jobs and elements of arrays, as `12` and `12_3`.
         since_unix_s: when the first of them was submitted; older jobs with the same number are others.
         users: who submitted them, for squeue.
+        forgotten: those of them that neither has known for a while; squeue is not asked for their sake.
 
     Raises:
         SchedulerUnavailableError: neither could be asked.
@@ -165,16 +194,31 @@ def ask(jobs: Iterable[str], *, since_unix_s: float, users: Iterable[str] = ()) 
         source, notes = "sacct", []
     except SchedulerError as error:
         source, notes = "squeue", [str(error).splitlines()[0]]
-    # The accounting learns of a job seconds after it was submitted.
-    if unknown := wanted - found.keys():
+    # The accounting learns of a job seconds after it was submitted, and of its requeueing when it has left its node.
+    unknown = wanted - found.keys() if source == "squeue" else wanted - found.keys() - set(forgotten)
+    doubtful = {job for job in wanted & found.keys() if _is_perhaps_requeued(found[job])}
+    unasked: set[str] = set()
+    if unknown or doubtful:
         try:
             queued = read_squeue(_squeue(users))
-            found |= {job: state for job, state in queued.items() if job in unknown}
         except SchedulerError as error:
             notes.append(str(error).splitlines()[0])
             if source == "squeue":
                 raise SchedulerUnavailableError("; ".join(notes)) from None
-    return Answer({job: state for job, state in found.items() if job in wanted}, source, tuple(notes))
+            unasked = unknown | doubtful
+        else:
+            found |= {job: queued[job] for job in unknown & queued.keys()}
+            for job in doubtful & queued.keys():
+                if queued[job].is_live:
+                    restarts = max(queued[job].restarts, found[job].restarts)
+                    found[job] = replace(queued[job], restarts=restarts)
+    states = {job: state for job, state in found.items() if job in wanted and job not in unasked}
+    return Answer(states, source, tuple(notes), frozenset(unasked))
+
+
+def _is_perhaps_requeued(job: JobState) -> bool:
+    is_recent = time.time() - (job.ended_unix_s or 0) < _REQUEUED_WITHIN_S
+    return job.state in _PERHAPS_REQUEUED and is_recent
 
 
 _SACCT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "Reason", "NodeList", "Start", "End")
@@ -319,7 +363,7 @@ def find_by_name(names: Iterable[str], *, since_unix_s: float) -> dict[str, str]
     """
     wanted = ",".join(sorted(names))
     found: dict[str, str] = {}
-    texts = [call(["squeue", "-h", "-o", "%A|%j|%F", "--name", wanted])]
+    texts = [call(["squeue", "-h", "-t", "all", "-o", "%A|%j|%F", "--name", wanted])]
     # What is over already; without accounting there is no telling.
     with suppress(SchedulerError):
         since = _since(since_unix_s)
@@ -335,13 +379,20 @@ def find_by_name(names: Iterable[str], *, since_unix_s: float) -> dict[str, str]
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """scancel jobs or elements, in as few calls as the command line allows.
+    """scancel jobs or elements, in as few calls as the command line allows; a call that fails does not stop the others.
 
     Raises:
-        SchedulerError: Slurm refused.
+        SchedulerError: Slurm refused; the first of its refusals.
     """
-    for start in range(0, len(jobs), 500):
-        call(["scancel", *jobs[start : start + 500]])
+    errors: list[SchedulerError] = []
+    for start in range(0, len(jobs), _JOBS_PER_CALL):
+        try:
+            # One request to the controller for each job, and a busy one makes them wait.
+            call(["scancel", *jobs[start : start + _JOBS_PER_CALL]], timeout_s=10 * TIMEOUT_S)
+        except SchedulerError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def configuration() -> Mapping[str, str]:

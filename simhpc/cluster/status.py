@@ -166,6 +166,7 @@ class Monitor:
         self._answer: Answer | None = None
         self._found: dict[str, str] = {}
         self._searched: set[str] = set()
+        self._forgotten: set[str] = set()
         self._error = ""
         self._asked_unix_s = 0.0
         self._interval_s = self.MIN_INTERVAL_S
@@ -204,6 +205,7 @@ class Monitor:
                 {job for entry in self._completed(submissions) for job in entry.jobs() if job},
                 since_unix_s=min(submission.submitted_unix_s for submission in submissions),
                 users={submission.user for submission in submissions},
+                forgotten=self._forgotten,
             )
         except SchedulerError as error:
             # The last answer stands; what has changed since shows in the files.
@@ -213,6 +215,15 @@ class Monitor:
         is_same = self._answer is not None and answer.jobs == self._answer.jobs
         self._interval_s = min(self._interval_s * 1.5, self.MAX_INTERVAL_S) if is_same else self.MIN_INTERVAL_S
         self._answer, self._error = answer, ""
+        if answer.source == "sacct":
+            # Both know nothing of it, and it is no longer new: an element that was cancelled before it started.
+            self._forgotten = {
+                job
+                for entry in self._completed(submissions)
+                for job in entry.jobs()
+                if job not in answer.jobs | dict.fromkeys(answer.unasked)
+                and time.time() - entry.submitted_unix_s > _GRACE_S
+            }
 
     def _completed(self, submissions: Sequence[Submission]) -> list[Submission]:
         """The entries with the numbers that were found by name; without those that Slurm never accepted."""
@@ -242,13 +253,12 @@ def compose(
         asked_unix_s: when that question was asked.
     """
     attempts = _attempts(submissions, answer)
-    tasks = []
-    for stage in STAGES:
-        done = done_tasks(run, stage)
-        tasks += [
-            _status(run, task, task in done, attempts.get(task, []), answer, error)
-            for task in stage_module(stage).tasks(run)
-        ]
+    done = done_tasks(run, STAGES)
+    tasks = [
+        _status(run, task, task in done, attempts.get(task, []), answer, error)
+        for stage in STAGES
+        for task in stage_module(stage).tasks(run)
+    ]
     failed = {(task.stage, task.model) for task in tasks if task.state in ("failed", "cancelled")}
     chained = {task for task, of_task in attempts.items() if "aftercorr" in of_task[-1].submission.after}
     tasks = [_with_cause(task, failed, Task(task.stage, task.model) in chained) for task in tasks]
@@ -343,7 +353,7 @@ def _unheard(
     """A task that is not done, and of whose last job Slurm has said nothing."""
     if not last.job or now - last.submission.submitted_unix_s < _GRACE_S:
         return replace(base, state="queued", reason="just submitted", live_jobs=(*base.live_jobs, last.job))
-    if answer is None or error:
+    if answer is None or error or last.job in answer.unasked:
         base = replace(base, live_jobs=(*base.live_jobs, last.job))
         if progress is not None and progress.state == "running" and now - progress.updated_unix_s < 2 * _GRACE_S:
             return replace(base, state="running", reason="says its progress file")

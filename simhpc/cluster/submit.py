@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import itertools
 import math
+import os
+import pwd
 import shlex
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.slurm import slurm as submitit_slurm
 
-from simhpc.cluster import ledger, scheduler
-from simhpc.cluster.job import REQUEUE_LINES, run_task
+from simhpc.cluster import ledger, local, scheduler
+from simhpc.cluster.job import REQUEUE_LINES, START_LINES, run_task
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.profile import Profile, Retry, StageResources
 from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
-from simhpc.errors import SchedulerError, SchedulerUnavailableError
+from simhpc.errors import SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import STAGES
 from simhpc.stages.task import ALL
@@ -41,6 +43,7 @@ class Batch:
         after_batches: `id`s of batches of the same plan, likewise.
         after_same: `id` of a batch whose element of the same number has to succeed first; if it fails, Slurm
             cancels ours.
+        at_once: how many of its tasks may run at once: its share of what its stage may.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Batch:
     after_jobs: tuple[str, ...] = ()
     after_batches: tuple[str, ...] = ()
     after_same: str | None = None
+    at_once: int = 1
 
     @property
     def folder(self) -> str:
@@ -73,15 +77,6 @@ class StagePlan:
     n_done: int
     queued: tuple[str, ...]
     batches: tuple[Batch, ...]
-
-
-@dataclass
-class _Planned:
-    """What later stages have to know of the stages before them."""
-
-    batches: dict[str, list[Batch]] = field(default_factory=dict)
-    live_jobs: dict[str, dict[str, set[str]]] = field(default_factory=dict)
-    newest_unix_s: dict[str, float] = field(default_factory=dict)
 
 
 Wanted = Mapping[str, StageResources]
@@ -111,117 +106,132 @@ def plan(
         special: by stage, resources of single models, as a retry after too little memory needs.
         max_array_size: elements that one array can have.
     """
-    planned = _Planned()
-    for stage in STAGES:
-        live = [task for task in status.of_stage(stage) if task.is_live]
-        planned.live_jobs[stage] = {}
-        for task in live:
-            planned.live_jobs[stage][task.model] = {job.partition("_")[0] for job in task.live_jobs}
-            planned.newest_unix_s[stage] = max(planned.newest_unix_s.get(stage, 0), task.submitted_unix_s or 0)
-    plans = []
-    for stage in stages:
-        stage_plan = _plan_stage(
-            status,
-            stage,
-            profile.resources(stage),
-            profile.retry,
-            profile_name,
-            only,
-            (special or {}).get(stage, {}),
-            planned,
-            max_array_size,
+    planner = _Planner(status, profile, profile_name, only, special or {}, max_array_size)
+    return [planner.plan_stage(stage) for stage in stages]
+
+
+class _Planner:
+    """Plans stage after stage, and remembers what later stages have to know of the stages before them."""
+
+    def __init__(
+        self,
+        status: RunStatus,
+        profile: Profile,
+        profile_name: str,
+        only: Sequence[str] | None,
+        special: Mapping[str, Wanted],
+        max_array_size: int,
+    ) -> None:
+        self._status, self._profile, self._profile_name = status, profile, profile_name
+        self._only, self._special, self._max_array_size = only, special, max_array_size
+        self._batches: dict[str, list[Batch]] = {}
+        self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in STAGES}
+        self._newest_unix_s: dict[str, float] = {}
+        for task in status.tasks:
+            if task.is_live:
+                self._live_jobs[task.stage][task.model] = {job.partition("_")[0] for job in task.live_jobs}
+                newest = max(self._newest_unix_s.get(task.stage, 0), task.submitted_unix_s or 0)
+                self._newest_unix_s[task.stage] = newest
+
+    def plan_stage(self, stage: str) -> StagePlan:
+        tasks = self._status.of_stage(stage)
+        before = {"evaluate": "attack", "aggregate": "evaluate"}.get(stage)
+        # New inputs are coming: what is done, or queued since before them, will have to be done again.
+        has_new_inputs = before is not None and bool(self._batches.get(before))
+        inputs_unix_s = self._newest_unix_s.get(before, 0) if before is not None else 0
+        queued, todo = [], []
+        for task in tasks:
+            wanted = self._only is None or task.model in self._only or task.model == ALL
+            if task.is_live and not has_new_inputs and (task.submitted_unix_s or 0) >= inputs_unix_s:
+                queued.append(task.model)
+            elif wanted and (has_new_inputs or inputs_unix_s or task.state != "done"):
+                todo.append(task)
+        special = self._special.get(stage, {})
+        usual = [task for task in todo if task.model not in special]
+        batches = self._attacks(usual) if stage == "attack" else self._after_all(stage, before, usual)
+        # Few and rare, so each set of resources is an array of its own.
+        distinct = {
+            special[task.model].model_dump_json(): special[task.model] for task in todo if task.model in special
+        }
+        for needs in distinct.values():
+            alike = [task for task in todo if special.get(task.model) == needs]
+            batches += self._after_all(stage, "train" if stage == "attack" else before, alike, needs)
+        self._batches[stage] = _sharing(batches)
+        n_done = sum(task.state == "done" for task in tasks)
+        return StagePlan(stage, len(tasks), n_done, tuple(queued), tuple(self._batches[stage]))
+
+    def _batch(
+        self, stage: str, tasks: Sequence[TaskStatus], resources: StageResources | None = None, **after: Any
+    ) -> Batch:
+        needs = self._profile.resources(stage) if resources is None else resources
+        models = tuple(task.model for task in tasks)
+        return Batch(ledger.new_id(), stage, models, needs, self._profile.retry, self._profile_name, **after)
+
+    def _attacks(self, todo: Sequence[TaskStatus]) -> list[Batch]:
+        """Each after the training of its own model, if that is planned or queued."""
+        batches, left = [], list(todo)
+        for training in self._batches.get("train", []):
+            by_model = {task.model: task for task in left}
+            same = [by_model[model] for model in training.models if model in by_model]
+            if not same:
+                continue
+            left = [task for task in left if task.model not in training.models]
+            if len(same) == len(training.models):
+                batches.append(self._batch("attack", same, after_same=training.id))
+            else:
+                batches.append(self._batch("attack", same, after_batches=(training.id,)))
+        training_now = self._live_jobs["train"]
+        waiting = [task for task in left if task.model in training_now]
+        jobs = sorted({job for task in waiting for job in training_now[task.model]})
+        batches += [self._batch("attack", part, after_jobs=tuple(jobs)) for part in self._split(waiting)]
+        free = [task for task in left if task.model not in training_now]
+        return [*batches, *(self._batch("attack", part) for part in self._split(free))]
+
+    def _after_all(
+        self, stage: str, before: str | None, todo: Sequence[TaskStatus], resources: StageResources | None = None
+    ) -> list[Batch]:
+        """After all of the stage before, and after earlier jobs of the same tasks, which would else run beside ours."""
+        jobs: set[str] = set()
+        batches: tuple[str, ...] = ()
+        if before is not None:
+            jobs |= {job for of_model in self._live_jobs[before].values() for job in of_model}
+            batches = tuple(batch.id for batch in self._batches.get(before, []))
+        for task in todo:
+            jobs |= self._live_jobs[stage].get(task.model, set())
+        after = {"after_jobs": tuple(sorted(jobs)), "after_batches": batches}
+        return [self._batch(stage, part, resources, **after) for part in self._split(todo)]
+
+    def _split(self, tasks: Sequence[TaskStatus]) -> list[Sequence[TaskStatus]]:
+        """Parts of nearly one size, none longer than an array can be."""
+        if not tasks:
+            return []
+        n_parts = math.ceil(len(tasks) / self._max_array_size)
+        bounds = [len(tasks) * part // n_parts for part in range(n_parts + 1)]
+        return [tasks[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def _sharing(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches of a stage with what may run at once divided among them: Slurm's `%` is of one array."""
+    n_tasks = sum(len(batch.models) for batch in batches)
+
+    def share(batch: Batch) -> int:
+        return max(1, batch.resources.array_parallelism * len(batch.models) // n_tasks)
+
+    return [replace(batch, at_once=share(batch)) for batch in batches]
+
+
+def check_root(root: Path) -> None:
+    """Check that Slurm jobs can be run from a run directory of this name.
+
+    Raises:
+        SimhpcError: they cannot.
+    """
+    local.check_root(root)
+    text = str(root.resolve())
+    if "\\" in text or not text.isprintable():
+        raise SimhpcError(
+            f"{text!r}: a batch script cannot hold a backslash or a control character in a path; choose another --out"
         )
-        planned.batches[stage] = list(stage_plan.batches)
-        plans.append(stage_plan)
-    return plans
-
-
-def _plan_stage(
-    status: RunStatus,
-    stage: str,
-    resources: StageResources,
-    retry: Retry,
-    profile_name: str,
-    only: Sequence[str] | None,
-    special: Wanted,
-    planned: _Planned,
-    max_array_size: int,
-) -> StagePlan:
-    tasks = status.of_stage(stage)
-    before = {"evaluate": "attack", "aggregate": "evaluate"}.get(stage)
-    # New inputs are coming: what is done, or queued since before them, will have to be done again.
-    has_new_inputs = before is not None and bool(planned.batches.get(before))
-    inputs_unix_s = planned.newest_unix_s.get(before, 0) if before is not None else 0
-    queued, todo = [], []
-    for task in tasks:
-        wanted = only is None or task.model in only or task.model == ALL
-        if task.is_live and not has_new_inputs and (task.submitted_unix_s or 0) >= inputs_unix_s:
-            queued.append(task.model)
-        elif wanted and (has_new_inputs or inputs_unix_s or task.state != "done"):
-            todo.append(task)
-    n_done = sum(task.state == "done" for task in tasks)
-
-    def batch(models: Sequence[TaskStatus], needs: StageResources, **after: Any) -> Batch:
-        return Batch(ledger.new_id(), stage, tuple(task.model for task in models), needs, retry, profile_name, **after)
-
-    batches: list[Batch] = []
-    usual = [task for task in todo if task.model not in special]
-    if stage == "attack":
-        batches += _attack_batches(usual, resources, batch, planned, max_array_size)
-    else:
-        after = _after_all(stage, before, todo, planned)
-        batches += [batch(part, resources, **after) for part in _split(usual, max_array_size)]
-    # Few and rare, so each set of resources is an array of its own.
-    distinct = {special[task.model].model_dump_json(): special[task.model] for task in todo if task.model in special}
-    for needs in distinct.values():
-        alike = [task for task in todo if special.get(task.model) == needs]
-        after = _after_all(stage, "train" if stage == "attack" else before, alike, planned)
-        batches += [batch(part, needs, **after) for part in _split(alike, max_array_size)]
-    return StagePlan(stage, len(tasks), n_done, tuple(queued), tuple(batches))
-
-
-def _attack_batches(
-    todo: Sequence[TaskStatus], resources: StageResources, batch: Any, planned: _Planned, max_array_size: int
-) -> Iterator[Batch]:
-    left = list(todo)
-    for training in planned.batches.get("train", []):
-        by_model = {task.model: task for task in left}
-        same = [by_model[model] for model in training.models if model in by_model]
-        if not same:
-            continue
-        left = [task for task in left if task not in same]
-        if len(same) == len(training.models):
-            yield batch(same, resources, after_same=training.id)
-        else:
-            yield batch(same, resources, after_batches=(training.id,))
-    training_now = planned.live_jobs["train"]
-    waiting = [task for task in left if task.model in training_now]
-    jobs = sorted({job for task in waiting for job in training_now[task.model]})
-    for part in _split(waiting, max_array_size):
-        yield batch(part, resources, after_jobs=tuple(jobs))
-    for part in _split([task for task in left if task.model not in training_now], max_array_size):
-        yield batch(part, resources)
-
-
-def _after_all(stage: str, before: str | None, todo: Sequence[TaskStatus], planned: _Planned) -> dict[str, Any]:
-    """Everything of the stage before; and earlier jobs of the same tasks, which would else run beside the new ones."""
-    jobs: set[str] = set()
-    batches: list[str] = []
-    if before is not None:
-        jobs |= {job for of_model in planned.live_jobs[before].values() for job in of_model}
-        batches = [batch.id for batch in planned.batches.get(before, [])]
-    for task in todo:
-        jobs |= planned.live_jobs[stage].get(task.model, set())
-    return {"after_jobs": tuple(sorted(jobs)), "after_batches": tuple(batches)}
-
-
-def _split(tasks: Sequence[TaskStatus], most: int) -> list[Sequence[TaskStatus]]:
-    """Parts of nearly one size, none longer than `most`."""
-    if not tasks:
-        return []
-    n_parts = math.ceil(len(tasks) / most)
-    bounds = [len(tasks) * part // n_parts for part in range(n_parts + 1)]
-    return [tasks[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def submit(run: Run, plans: Sequence[StagePlan]) -> Iterator[Submission]:
@@ -253,7 +263,7 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
         folder=batch.folder,
         after=parameters.get("dependency", ""),
         submitted_unix_s=time.time(),
-        user=getpass.getuser(),
+        user=pwd.getpwuid(os.getuid()).pw_name,  # $USER may be somebody else's, after `su`
         host=socket.gethostname(),
         resources=batch.resources.model_dump(mode="json"),
         retry=batch.retry.model_dump(mode="json"),
@@ -268,35 +278,51 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
     # submitit prints Slurm's refusal itself; it belongs into the error.
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), scheduler.outside_any_job():
+        with (
+            contextlib.redirect_stderr(said),
+            scheduler.environment(sbatch_environment(batch.resources)),
+        ):
             executor = submitit.SlurmExecutor(folder=run.dir.submissions / batch.folder, python=_python())
             executor.update_parameters(**parameters)
             jobs = executor.map_array(run_task, *zip(*_arguments(run, batch), strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
         words = str(error).strip() or said.getvalue().strip()
-        if not _is_undone(submission, words):
+        if not _take_back(run, submission, is_answer=not any(mark in words.lower() for mark in _NO_ANSWER)):
             raise SchedulerError(
                 f"the {batch.stage} array may or may not have been queued, as job {submission.job_name}: {words}; "
                 "`simhpc status` will tell"
             ) from None
-        ledger.remove(run.dir, submission)
         raise SchedulerError(f"Slurm refused the {batch.stage} array of {len(batch.models)} task(s): {words}") from None
+    except BaseException:  # Ctrl-C, a full disk: what may have been queued lacks its arguments
+        _take_back(run, submission, is_answer=True)
+        raise
     submission = replace(submission, job_id=str(jobs[0].job_id).partition("_")[0])
     ledger.write(run.dir, submission)
     return submission
 
 
-def _is_undone(submission: Submission, words: str) -> bool:
-    """After sbatch failed: whether no job came of it, or the one that did has been cancelled.
+# A controller that is too busy to answer may have taken the job all the same.
+_NO_ANSWER = ("timed out", "zero bytes", "connection reset", "communication", "unexpected message")
 
-    A controller that is too busy to answer may have taken the job; its tasks' arguments were not stored.
+
+def _take_back(run: Run, submission: Submission, *, is_answer: bool) -> bool:
+    """After a submission failed: cancel what came of it, and forget it.
+
+    Args:
+        is_answer: whether it is certain that no job will come of it from now on.
+
+    Returns:
+        Whether it is as if it had never been; else its entry stays.
     """
     try:
         found = scheduler.find_by_name([submission.job_name], since_unix_s=submission.submitted_unix_s)
         scheduler.cancel(list(found.values()))
+        is_undone = bool(found) or is_answer
     except SchedulerError:
-        return "timed out" not in words.lower()
-    return bool(found) or "timed out" not in words.lower()
+        is_undone = is_answer
+    if is_undone:
+        ledger.remove(run.dir, submission)
+    return is_undone
 
 
 def settle(run: Run) -> None:
@@ -315,19 +341,27 @@ def settle(run: Run) -> None:
             [entry.job_name for entry in open_entries],
             since_unix_s=min(entry.submitted_unix_s for entry in open_entries),
         )
+        for entry in open_entries:
+            job_id = found.get(entry.job_name)
+            if job_id is not None and _has_arguments(run, replace(entry, job_id=job_id)):
+                ledger.write(run.dir, replace(entry, job_id=job_id))
+            else:
+                scheduler.cancel([job_id] if job_id is not None else [])
+                ledger.remove(run.dir, entry)
     except SchedulerError as error:
         raise SchedulerUnavailableError(
             f"nothing was submitted: Slurm cannot be asked what is queued: {error}"
         ) from None
-    for entry in open_entries:
-        if entry.job_name in found:
-            ledger.write(run.dir, replace(entry, job_id=found[entry.job_name]))
-        else:
-            ledger.remove(run.dir, entry)
+
+
+def _has_arguments(run: Run, submission: Submission) -> bool:
+    """Whether submitit had stored what each of its jobs is to do: that comes after sbatch."""
+    folder = run.dir.submissions / submission.folder
+    return all(JobPaths(folder, job_id=job).submitted_pickle.exists() for job in submission.jobs())
 
 
 def look_before_submitting(run: Run) -> RunStatus:
-    """The run's status, with the ledger settled and locked by the caller.
+    """Settle the ledger and ask for the run's status; to be called with the ledger locked.
 
     Raises:
         SchedulerUnavailableError: Slurm cannot be asked what is queued.
@@ -339,6 +373,12 @@ def look_before_submitting(run: Run) -> RunStatus:
             f"nothing was submitted: Slurm cannot be asked what is queued already: {status.notes[-1]}"
         )
     return status
+
+
+def sbatch_environment(resources: StageResources) -> dict[str, str]:
+    """The environment that sbatch is to read a batch script in: what the profile says is what counts."""
+    named = {name for name in ("account", "partition", "qos") if getattr(resources, name) is not None}
+    return scheduler.environment_for_sbatch(named | resources.sbatch.keys())
 
 
 def script(run_dir: RunDir, batch: Batch) -> str:
@@ -369,7 +409,9 @@ def _parameters(batch: Batch, job_of_batch: Mapping[str, str]) -> dict[str, Any]
     after = [f"afterany:{':'.join(jobs)}"] if jobs else []
     # Requeue whatever the cluster's default: every task goes on from its files.
     # submitit would take another signal from SUBMITIT_PREEMPT_SIGNAL.
-    further: dict[str, Any] = {"requeue": True, "signal": f"USR2@{resources.delay_s}", **resources.sbatch}
+    further: dict[str, Any] = {"requeue": True, "signal": f"USR2@{resources.delay_s}"}
+    # To submitit, what is false is a value; a stage may say it to undo a default.
+    further |= {name: value for name, value in resources.sbatch.items() if value is not False}
     if batch.after_same is not None:
         after.append(f"aftercorr:{job_of_batch[batch.after_same]}")
         further["kill-on-invalid-dep"] = "yes"
@@ -386,12 +428,14 @@ def _parameters(batch: Batch, job_of_batch: Mapping[str, str]) -> dict[str, Any]
         "mem": None if resources.mem_gb is None else f"{math.ceil(resources.mem_gb * 1024)}M",
         "gpus_per_node": resources.gpus_per_node or None,
         "gres": resources.gres,
-        "array_parallelism": resources.array_parallelism,
+        "array_parallelism": batch.at_once,
         "dependency": ",".join(after) or None,
         # Since Slurm 22.05, srun no longer takes the number of cores from sbatch.
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}"],
-        "setup": list(resources.setup) or None,
+        # Under a `set -e` of theirs, the script would end before it can requeue the job.
+        "setup": [*START_LINES, *resources.setup, "set +e"],
         "teardown": REQUEUE_LINES,
         "additional_parameters": further,
     }
-    return {name: value for name, value in parameters.items() if value is not None}
+    # submitit's own default for this one is a name that a site may not know.
+    return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}

@@ -91,7 +91,7 @@ def _srun_command(resources: StageResources, shared: Path, nonce: str) -> list[s
         "gres": resources.gres,
         **{name: value for name, value in resources.sbatch.items() if name not in _NOT_FOR_SRUN},
     }
-    options = [f"--{k}" if v is True else f"--{k}={v}" for k, v in asked.items() if v is not None]
+    options = [f"--{k}" if v is True else f"--{k}={v}" for k, v in asked.items() if v is not None and v is not False]
     # As in the batch script, a setup line that fails does not stop the rest.
     lines = "\n".join([*resources.setup, 'exec "$@"'])
     probe = [sys.executable, "-m", "simhpc.cluster.probe", str(shared), nonce]

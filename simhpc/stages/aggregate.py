@@ -18,6 +18,7 @@ from simhpc.analysis import similarity as analysis
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.seeds import derive_seed
+from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance
 from simhpc.store import predictions, similarity
@@ -48,7 +49,12 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
     Returns:
         `models`, `pairs` known of `all_pairs`, `problems` and `notes` (lists of lines).
     """
-    matrix = aggregate(run, report)
+    report(0, len(run.study.models), "model")
+    try:
+        matrix = aggregate(run, report)
+    except Interrupted:
+        report(0, len(run.study.models), "model")  # a next attempt begins again
+        raise
     from simhpc.report import heatmap, tables
 
     tables.write_similarity(matrix, run.dir.similarity_csv)
@@ -219,7 +225,7 @@ def _inputs(run: Run) -> str:
     contents = []
     for model in run.study.models:
         try:
-            contents.append(predictions.content_sha256(run.dir.predictions(model.key)))
+            contents.append(predictions.header(run.dir.predictions(model.key)).content_sha256)
         except (MissingInputError, BadFileError) as error:
             contents.append(type(error).__name__)
         try:

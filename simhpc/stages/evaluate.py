@@ -36,11 +36,8 @@ def tasks(run: Run) -> Sequence[Task]:
 
 def is_done(run: Run, task: Task) -> bool:
     """Whether the model's predictions are valid and cover every adversarial set that exists now."""
-    model = run.study.model(task.model)
-    covered = _covered(run, model, run.dir.predictions(task.model))
-    return covered is not None and covered == {
-        key: header.content_sha256 for key, header in usable_sources(run).items()
-    }
+    held = _header(run, run.study.model(task.model), run.dir.predictions(task.model))
+    return held is not None and held.sources_sha256 == usable_sources(run).sha256
 
 
 def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
@@ -77,7 +74,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         )
     classifier = loaded.classifier.to(device)
 
-    sources = usable_sources(run)
+    sources = usable_sources(run).headers
     n = len(labels)
     adv_pred = np.full((len(sources), n), NOT_SHOWN, dtype=np.int32)
     adv_margin = np.full((len(sources), n), np.nan, dtype=np.float16)
@@ -148,15 +145,15 @@ def discard_partial(run: Run, task: Task) -> None:
     run.dir.partial_predictions(task.model).unlink(missing_ok=True)
 
 
-def _covered(run: Run, model: Model, path: Path) -> dict[str, str] | None:
-    """Sources of a valid predictions file and their hashes, or None without such a file."""
+def _header(run: Run, model: Model, path: Path) -> predictions.Header | None:
+    """The header of a predictions file, or None without one that belongs to this run and this model's own set."""
     try:
         own = adversarial_header(run, model)
-        found, covered = predictions.covered_sources(path)
-        check_provenance(run, model, path, found)
+        held = predictions.header(path)
+        check_provenance(run, model, path, held.provenance)
     except (MissingInputError, BadFileError):
         return None
-    return covered if found.weights_sha256 == own.provenance.weights_sha256 else None
+    return held if held.provenance.weights_sha256 == own.provenance.weights_sha256 else None
 
 
 def _keep(
@@ -170,11 +167,11 @@ def _keep(
     """Copy what earlier files say of sources that have not changed since; return their keys."""
     kept: set[str] = set()
     for path in (run.dir.predictions(model.key), run.dir.partial_predictions(model.key)):
-        if _covered(run, model, path) is None:
+        if _header(run, model, path) is None:
             continue
         try:
             earlier = predictions.load(path)
-        except BadFileError:
+        except (BadFileError, MissingInputError):  # another copy of this task may just have finished, and removed it
             continue
         if not np.array_equal(earlier.clean_pred, clean_pred):  # another X_B: other images were shown
             continue

@@ -55,8 +55,13 @@ def execute(run: Run, task: Task, progress: ProgressFile) -> dict[str, Any]:
         os.environ[variable] = str(run.study.resources.threads_per_task)
     module = stage_module(task.stage)
     with progress:
+        # Another copy may have finished it: of a job that was requeued after its node was lost, a second submission.
         if not module.is_done(run, task):
-            return module.execute(run, task, progress.report)
-        # Another copy has finished it: a job that was requeued after its node was lost, a second submission.
+            try:
+                return module.execute(run, task, progress.report)
+            except Exception:
+                # It may also have done so just now, and have removed the parts that this one was working with.
+                if not module.is_done(run, task):
+                    raise
         module.discard_partial(run, task)
         return {}

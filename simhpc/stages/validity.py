@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.store import adversarial, checkpoint, image_set
+from simhpc.store import adversarial, checkpoint, image_set, predictions
 from simhpc.store.provenance import Provenance
 from simhpc.study import Model
 
@@ -49,7 +50,20 @@ def adversarial_header(run: Run, model: Model) -> adversarial.Header:
     return header
 
 
-_shared: ContextVar[dict[str, adversarial.Header] | None] = ContextVar("_shared", default=None)
+@dataclass(frozen=True)
+class Sources:
+    """The adversarial sets that exist and belong to a run.
+
+    Attributes:
+        headers: by model key, in the study's order.
+        sha256: `predictions.sources_identity` of them.
+    """
+
+    headers: dict[str, adversarial.Header]
+    sha256: str
+
+
+_shared: ContextVar[Sources | None] = ContextVar("_shared", default=None)
 
 
 @contextmanager
@@ -62,8 +76,8 @@ def shared_sources(run: Run) -> Iterator[None]:
         _shared.reset(token)
 
 
-def usable_sources(run: Run) -> dict[str, adversarial.Header]:
-    """Headers of the adversarial sets that exist and belong to this run, in the study's order."""
+def usable_sources(run: Run) -> Sources:
+    """The adversarial sets that evaluations have to cover now."""
     if (shared := _shared.get()) is not None:
         return shared
     headers: dict[str, adversarial.Header] = {}
@@ -72,4 +86,4 @@ def usable_sources(run: Run) -> dict[str, adversarial.Header]:
             headers[model.key] = adversarial_header(run, model)
         except (MissingInputError, BadFileError):
             continue
-    return headers
+    return Sources(headers, predictions.sources_identity({key: held.content_sha256 for key, held in headers.items()}))

@@ -6,6 +6,9 @@ the weights or a GPU.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simhpc.store import hdf5
+from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
 KIND, VERSION = "simhpc-predictions", 1
@@ -86,15 +90,38 @@ def load(path: Path) -> PredictionSet:
         )
 
 
-def covered_sources(path: Path) -> tuple[Provenance, dict[str, str]]:
-    """Who made the file, and which sources it covers: key to `content_sha256` of the adversarial set."""
+@dataclass(frozen=True)
+class Header:
+    """What can be known of a file without reading the predictions.
+
+    Attributes:
+        content_sha256: identity of the whole content.
+        sources_sha256: `sources_identity` of the adversarial sets that it covers.
+    """
+
+    provenance: Provenance
+    content_sha256: str
+    sources_sha256: str
+
+
+@cached_by_file
+def header(path: Path) -> Header:
+    """Who made the file, and what it covers.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`.
+    """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         attributes = hdf5.attributes_of(file)
         sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
         hashes = hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
-    return Provenance.from_attributes(path, attributes), dict(zip(sources, hashes, strict=True))
+    return Header(
+        provenance=Provenance.from_attributes(path, attributes),
+        content_sha256=str(hdf5.attribute(path, attributes, "content_sha256")),
+        sources_sha256=sources_identity(dict(zip(sources, hashes, strict=True))),
+    )
 
 
-def content_sha256(path: Path) -> str:
-    """Identity of the file's content, without reading it."""
-    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))
+def sources_identity(sources: Mapping[str, str]) -> str:
+    """Identity of a collection of adversarial sets: model key to `content_sha256`."""
+    return hashlib.sha256(json.dumps(dict(sources), sort_keys=True).encode()).hexdigest()

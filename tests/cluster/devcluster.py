@@ -18,6 +18,7 @@ from simhpc.cluster.status import Monitor
 from simhpc.rundir import open_run
 
 CHECKOUT = Path(__file__).parents[2]
+SIMHPC = str(Path(sys.executable).parent / "simhpc")
 
 
 class DevCluster:
@@ -47,7 +48,7 @@ class DevCluster:
 
     def simhpc(self, *words: object, code: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run `simhpc` as the ordinary user; its exit code must be `code` (None: any)."""
-        done = self._as_user([str(Path(sys.executable).parent / "simhpc"), *map(str, words)], cwd)
+        done = self.as_user([SIMHPC, *map(str, words)], cwd)
         assert code is None or done.returncode == code, (
             f"{words}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         )
@@ -55,11 +56,12 @@ class DevCluster:
 
     def slurm(self, *words: str, cwd: Path | None = None) -> str:
         """One of Slurm's programs, as the ordinary user."""
-        done = self._as_user(list(words), cwd)
+        done = self.as_user(list(words), cwd)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def _as_user(self, command: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
+    def as_user(self, command: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Any command, as the ordinary user, with a login shell's environment."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "SLURM_CONF": os.environ["SLURM_CONF"]}
         return subprocess.run(
             command,

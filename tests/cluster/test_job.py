@@ -11,9 +11,14 @@ import time
 import pytest
 from tiny import tiny, write_study
 
+from simhpc.cluster import job
 from simhpc.cluster.job import REQUEUE_EXIT_CODE
 from simhpc.rundir import open_run
-from simhpc.stages.progress import read_progress
+from simhpc.stages import aggregate, evaluate
+from simhpc.stages.progress import Interrupted, ProgressFile, read_progress
+from simhpc.stages.task import ALL, Task, execute
+from simhpc.stages.validity import usable_sources
+from simhpc.store import attack_parts
 
 PROGRAM = """
 import sys
@@ -99,25 +104,96 @@ def test_two_copies_at_once_write_one_valid_file(slow):
     assert not list(slow.dir.root.rglob("*.tmp.*"))
 
 
-def test_an_interrupted_evaluation_keeps_its_sources(slow):
-    path = slow.dir.predictions("vit")
+def test_an_interrupted_evaluation_keeps_its_sources(slow, monkeypatch):
+    """Stopped after its first source: the second attempt shows it the others only, and ends with the same bytes."""
+    path, partial = slow.dir.predictions("vit"), slow.dir.partial_predictions("vit")
     path.unlink()
-    start(slow, "evaluate", "vit").communicate(timeout=60)
+    shown = evaluate.execute(slow, Task("evaluate", "vit"), lambda *_: None)["shown"]
     whole = path.read_bytes()
     path.unlink()
-    progress = slow.dir.progress("evaluate", "vit")
-    progress.unlink()
-    process = start(slow, "evaluate", "vit")
-    wait_for(lambda: (found := read_progress(progress)) is not None and found.job == "7_3" and found.total > 0)
-    process.send_signal(signal.SIGUSR2)
-    process.communicate(timeout=60)
-    # It may have been too quick for us; then it is done.
-    assert process.returncode in (REQUEUE_EXIT_CODE, 0, 1)
-    again = start(slow, "evaluate", "vit")
-    _, err = again.communicate(timeout=60)
-    assert again.returncode == 0, err
+    first = next(iter(usable_sources(slow).headers.values())).n_attacked
+    progress = ProgressFile(slow.dir.progress("evaluate", "vit"), "7_3")
+
+    def report(done, total, unit):
+        progress.report(done, total, unit)
+        if done > first and not partial.exists():
+            raise Interrupted
+
+    with pytest.raises(Interrupted), progress:
+        evaluate.execute(slow, Task("evaluate", "vit"), report)
+    assert progress.has_advanced
+    assert partial.exists()
+    assert not path.exists()
+    assert 0 < evaluate.execute(slow, Task("evaluate", "vit"), lambda *_: None)["shown"] < shown
     assert path.read_bytes() == whole
-    assert not slow.dir.partial_predictions("vit").exists()
+    assert not partial.exists()
+
+
+def test_an_interrupted_aggregation_has_saved_nothing(slow):
+    """It begins again; at its time limit it must not be requeued for ever."""
+    progress = ProgressFile(slow.dir.progress("aggregate", ALL), "7")
+
+    def report(done, total, unit):
+        progress.report(done, total, unit)
+        if done == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted), progress:
+        aggregate.execute(slow, Task("aggregate", ALL), report)
+    assert not progress.has_advanced
+
+
+@pytest.fixture
+def sigusr2(monkeypatch):
+    """What the signal changes in this process is put back."""
+    before = signal.getsignal(signal.SIGUSR2)
+    monkeypatch.setattr("simhpc.stages.progress._is_interrupted", False)
+    yield
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_signal_before_the_task_has_begun_asks_for_a_requeue_too(slow, monkeypatch, sigusr2):
+    monkeypatch.setattr(job, "open_run", lambda _: signal.raise_signal(signal.SIGUSR2))
+    with pytest.raises(SystemExit) as stop:
+        job.run_task(str(slow.dir.root), "attack", "cnn", 60, 120)
+    assert stop.value.code == REQUEUE_EXIT_CODE
+
+
+def test_the_time_before_the_task_has_begun_counts(slow, monkeypatch, sigusr2):
+    """A slow disk, a container: the limit is the job's."""
+    monkeypatch.setattr(job, "open_run", lambda _: signal.raise_signal(signal.SIGUSR2))
+    monkeypatch.setenv("SIMHPC_JOB_STARTED_UNIX_S", str(int(time.time()) - 3500))
+    with pytest.raises(job.TooLittleTimeError, match="time limit of 60 min"):
+        job.run_task(str(slow.dir.root), "attack", "cnn", 60, 120)
+
+
+def test_what_another_copy_has_finished_meanwhile_is_no_failure(slow, monkeypatch):
+    """It removes the parts with which this one is working."""
+    path = slow.dir.adversarial("cnn")
+    whole = path.read_bytes()
+    path.unlink()
+
+    def save(parts, first, images):
+        path.write_bytes(whole)
+        raise FileNotFoundError(parts.folder)
+
+    monkeypatch.setattr(attack_parts.AttackParts, "save", save)
+    with ProgressFile(slow.dir.progress("attack", "cnn")) as progress:
+        assert execute(slow, Task("attack", "cnn"), progress) == {}
+    path.unlink()
+    monkeypatch.setattr(attack_parts.AttackParts, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        execute(slow, Task("attack", "cnn"), ProgressFile(slow.dir.progress("attack", "cnn")))
+
+
+def test_a_result_that_was_half_written_is_in_nobodys_way(tmp_path, monkeypatch):
+    """submitit would refuse to write its own."""
+    for name, value in (("SUBMITIT_FOLDER", str(tmp_path)), ("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "7")):
+        monkeypatch.setenv(name, value)
+    half = tmp_path / "7_0_result.pkl.save_tmp"
+    half.touch()
+    job._remove_half_written_result()
+    assert not half.exists()
 
 
 def test_a_task_that_is_done_already_does_nothing(slow):

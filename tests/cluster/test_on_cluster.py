@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster.devcluster import CHECKOUT, DevCluster
+from cluster.devcluster import CHECKOUT, SIMHPC, DevCluster
 from tiny import MODELS, tiny
 
 from simhpc.rundir import RunDir, open_run
@@ -470,17 +470,33 @@ def test_status_while_slurm_is_away(devcluster, trained, whole):
     assert s.bytes() == whole
 
 
-def test_watching_costs_slurm_little(devcluster, demo):
-    """The demo's 31 tasks, watched for a while."""
-    from simhpc.cluster.status import Monitor
-
-    monitor = Monitor(open_run(demo))
-    started_s = time.monotonic()
-    while time.monotonic() - started_s < 30:
-        monitor.look()
-        time.sleep(2)
-    assert monitor.calls <= 4
-    devcluster.measure("status --watch while things change, calls of Slurm per minute", f"{monitor.calls * 2}")
+def test_watching_costs_slurm_little(devcluster, trained):
+    """69 queued tasks, watched for a minute until Ctrl-C; what is called is counted by scripts that pass it on."""
+    folder = devcluster.folder("watched")
+    study = devcluster.write(
+        folder / "study.toml", study_of(trained, {f"m{number:02d}": "cnn" for number in range(69)})
+    )
+    profile = devcluster.write(folder / "profile.toml", {**PROFILE, "attack": {"sbatch": {"hold": True}}})
+    run = folder / "run"
+    devcluster.simhpc("submit", "attacks", study, "--profile", profile, "--out", run)
+    counted = folder / "counted"
+    counted.mkdir(mode=0o777)
+    counted.chmod(0o777)
+    for name in ("sacct", "squeue", "scontrol", "sinfo"):
+        program = counted / name
+        program.write_text(f'#!/bin/sh\necho "{name}" >> "{counted}/calls"\nexec {shutil.which(name)} "$@"\n')
+        program.chmod(0o755)
+    path = f"{counted}{os.pathsep}{os.environ['PATH']}"
+    watch = ("timeout", "--signal=INT", "--preserve-status", "60", SIMHPC, "status", str(run), "--watch")
+    done = devcluster.as_user(["env", f"PATH={path}", *watch])
+    assert done.returncode == 130, done.stderr
+    assert "69 queued" in done.stdout
+    calls = (counted / "calls").read_text().split()
+    assert 2 <= len(calls) <= 6, calls
+    devcluster.measure(
+        "status --watch of 69 queued tasks, calls of Slurm in the first minute", f"{len(calls)} ({calls})"
+    )
+    devcluster.simhpc("cancel", "--all", "--run", run)
 
 
 def test_the_demo_is_the_same_as_on_one_machine(devcluster, demo):

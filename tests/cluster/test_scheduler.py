@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from cluster.fakes import sacct_line, squeue_line
 from hypothesis import given
@@ -195,11 +198,70 @@ def test_commands_typed_inside_a_job_do_not_hand_it_on(monkeypatch):
     kept = scheduler.environment_for_slurm()
     assert kept.keys() >= {"SLURM_CONF", "SBATCH_ACCOUNT"}
     assert not kept.keys() & {"SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SUBMITIT_EXECUTOR"}
-    with scheduler.outside_any_job():
-        import os
-
+    with scheduler.environment(kept):
         assert "SLURM_JOB_ID" not in os.environ
     assert os.environ["SLURM_JOB_ID"] == "x"
+
+
+def test_what_users_have_set_for_themselves_hides_no_job(monkeypatch, slurm):
+    """SQUEUE_PARTITION and the like are defaults of options: a job that is not shown would be submitted again."""
+    for name in ("SQUEUE_PARTITION", "SQUEUE_STATES", "SACCT_FORMAT", "SCANCEL_INTERACTIVE"):
+        monkeypatch.setenv(name, "x")
+    assert not {name for name in scheduler.environment_for_slurm() if name.startswith(("SQUEUE", "SACCT", "SCANCEL"))}
+    scheduler.find_by_name(["simhpc-attack-a"], since_unix_s=1.7e9)
+    assert "-t all" in slurm.calls("squeue")[0]
+
+
+def test_the_profile_says_more_than_the_environment(monkeypatch):
+    for name in ("ACCOUNT", "PARTITION", "TIMELIMIT", "NO_REQUEUE", "SIGNAL", "OPEN_MODE", "WCKEY"):
+        monkeypatch.setenv(f"SBATCH_{name}", "x")
+    kept = {name for name in scheduler.environment_for_sbatch(["partition"]) if name.startswith("SBATCH_")}
+    assert kept == {"SBATCH_ACCOUNT", "SBATCH_WCKEY"}  # where the profile is silent
+
+
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize("word", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL"])
+@pytest.mark.parametrize("queued", ["COMPLETING", "PENDING", "RUNNING"])
+def test_what_slurm_is_about_to_start_again_is_not_over(slurm, word, queued):
+    """The accounting says PREEMPTED at once, and that it waits again only when it has left its node: up to minutes."""
+    ended = sacct_line("7_0", "REQUEUED") + sacct_line("7_0", word, start=str(NOW - 60), end=str(NOW - 5))
+    slurm.says("sacct", ended)
+    slurm.says("squeue", squeue_line("7_0", queued, restarts=2))
+    job = scheduler.ask(["7_0"], since_unix_s=NOW - 100).jobs["7_0"]
+    assert (job.state, job.is_live, job.restarts) == (queued, True, 2)
+    # Not requeued: squeue knows it as over, or no longer.
+    for said in (squeue_line("7_0", word, end=str(NOW)), ""):
+        slurm.says("squeue", said)
+        job = scheduler.ask(["7_0"], since_unix_s=NOW - 100).jobs["7_0"]
+        assert (job.state, job.is_live, job.restarts) == (word, False, 1)
+    # Nobody can tell.
+    slurm.fails("squeue", "timed out")
+    answer = scheduler.ask(["7_0"], since_unix_s=NOW - 100)
+    assert (answer.jobs, answer.unasked) == ({}, {"7_0"})
+
+
+def test_what_was_preempted_long_ago_is_over(slurm):
+    slurm.says("sacct", sacct_line("7_0", "PREEMPTED", start=str(NOW - 9000), end=str(NOW - 8000)))
+    assert scheduler.ask(["7_0"], since_unix_s=1.7e9).jobs["7_0"].state == "PREEMPTED"
+    assert slurm.calls("squeue") == []
+
+
+def test_the_queue_is_not_asked_for_the_sake_of_what_it_has_forgotten(slurm):
+    slurm.says("sacct", sacct_line("7_0", "RUNNING"))
+    assert scheduler.ask(["7_0", "7_1"], since_unix_s=1.7e9, forgotten=["7_1"]).jobs.keys() == {"7_0"}
+    assert slurm.calls("squeue") == []
+    slurm.fails("sacct", "Connection refused")
+    slurm.says("squeue", squeue_line("7_1", "PENDING"))
+    assert scheduler.ask(["7_1"], since_unix_s=1.7e9, forgotten=["7_1"]).jobs["7_1"].state == "PENDING"
+
+
+def test_a_refused_scancel_does_not_keep_others_from_being_cancelled(slurm):
+    slurm.fails("scancel", "scancel: error: Access/permission denied\n")
+    with pytest.raises(SchedulerError, match="permission denied"):
+        scheduler.cancel([str(number) for number in range(1001)])
+    assert len(slurm.calls("scancel")) == 3
 
 
 def test_array_size(slurm):

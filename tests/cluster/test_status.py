@@ -8,14 +8,19 @@ import json
 import time
 from dataclasses import replace
 
+import h5py
+import numpy as np
 import pytest
 from cluster.fakes import sacct_line, squeue_line
 
 from simhpc.cluster import ledger
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.status import Monitor
+from simhpc.rundir import Run
 from simhpc.stages.progress import Interrupted, ProgressFile
 from simhpc.stages.task import Task
+from simhpc.stages.validity import usable_sources
+from simhpc.store import adversarial, hdf5, predictions
 
 NOW = 1_795_000_000
 
@@ -276,23 +281,72 @@ def test_stages_are_counted_and_plain_data(run, slurm):
     assert {task["state"] for task in data["tasks"]} == {"failed", "done", "todo"}
 
 
-def test_a_thousand_models_in_a_moment(copied, slurm, tmp_path):
-    """Not the time, which no test may fail for, but what makes it: files are not looked at by each task anew."""
-    from simhpc.rundir import Run
-    from simhpc.store import adversarial
-
+def many(copied, n):
+    """A run of n models that are all the same one, with adversarial sets and predictions of all."""
     base = copied.study.models[0]
-    models = tuple(base.model_copy(update={"key": f"m{number}"}) for number in range(300))
+    run = Run(copied.dir, copied.study.model_copy(update={"models": (base,)}))
+    keys = [f"m{number}" for number in range(n)]
+    held = adversarial.load(run.dir.adversarial(base.key))
+    seen = predictions.load(run.dir.predictions(base.key))
+    models = tuple(base.model_copy(update={"key": key}) for key in keys)
+    for model in models:
+        # Of weights that lie elsewhere: nothing to compare with here.
+        origin = replace(held.provenance, model=model.key, model_sha256=model.sha256())
+        replace(held, provenance=origin).save(run.dir.adversarial(model.key))
+        run.dir.checkpoint(model.key).hardlink_to(run.dir.checkpoint(base.key))
     run = Run(copied.dir, copied.study.model_copy(update={"models": models}))
-    submit(run, "attack", tuple(model.key for model in models), "7")
-    slurm.says("sacct", sacct_line("7_[0-299]", "PENDING", reason="Resources"))
-    looked = []
-    original = adversarial.header
-    try:
-        adversarial.header = lambda path: looked.append(path) or original(path)
-        found = Monitor(run).look()
-    finally:
-        adversarial.header = original
-    assert found.of_stage("attack")[299].reason == "Resources"
-    assert len(looked) < 10 * len(models)  # not models x models
+    sources = {key: header.content_sha256 for key, header in usable_sources(run).headers.items()}
+    assert list(sources) == keys
+    for model in models:
+        replace(
+            seen,
+            provenance=replace(seen.provenance, model=model.key, model_sha256=model.sha256()),
+            sources=list(sources),
+            source_sha256=list(sources.values()),
+            adv_pred=np.repeat(seen.adv_pred[:1], n, axis=0),
+            adv_margin=np.repeat(seen.adv_margin[:1], n, axis=0),
+        ).save(run.dir.predictions(model.key))
+    return run
+
+
+def test_many_models_in_a_moment(copied, slurm, monkeypatch):
+    """Not the time, which no test may fail for, but what makes it: each file is opened once, however often we look."""
+    run = many(copied, 40)
+    submit(run, "attack", tuple(model.key for model in run.study.models), "7")
+    slurm.says("sacct", sacct_line("7_[0-39]", "COMPLETED", start="1", end="2"))
+    opened = []
+    monkeypatch.setattr(
+        hdf5.h5py, "File", lambda path, *a, real=h5py.File, **k: opened.append(path) or real(path, *a, **k)
+    )
+    monitor = Monitor(run)
+    for _ in range(3):
+        found = monitor.look()
+        assert {task.state for task in found.tasks if task.stage in ("attack", "evaluate")} == {"done"}
+    assert len(opened) <= 3 * 40  # adversarial set, predictions, checkpoint
     assert len(slurm.calls()) == 1
+
+
+def test_jobs_that_nobody_knows_are_not_asked_for_for_ever(run, slurm, monkeypatch):
+    """Elements that were cancelled before they started: Slurm keeps no record of those."""
+    monkeypatch.setattr(Monitor, "MIN_INTERVAL_S", 0.0)
+    submit(run, "attack", ("cnn", "vit"), "8", ago_s=1000)
+    run.dir.adversarial("vit").unlink()
+    slurm.says("sacct", sacct_line("8_0", "RUNNING"))
+    monitor = Monitor(run)
+    monkeypatch.setattr(Monitor, "MAX_INTERVAL_S", 0.0)
+    for _ in range(3):
+        assert monitor.look().task("attack", "vit").state == "cancelled"
+    assert len(slurm.calls("sacct")) == 3
+    assert len(slurm.calls("squeue")) == 1
+
+
+def test_a_job_that_slurm_could_not_be_asked_about_counts_as_live(run, slurm):
+    """Or it would be submitted a second time."""
+    submit(run, "attack", ("cnn",), "8", ago_s=1000)
+    just_now = str(int(time.time()) - 5)
+    for said in ("", sacct_line("8_0", "PREEMPTED", start=just_now, end=just_now)):
+        slurm.says("sacct", said)
+        slurm.fails("squeue", "Socket timed out\n")
+        task = cnn(run)
+        assert (task.state, task.is_live) == ("unknown", True)
+        assert "Socket timed out" in Monitor(run).look().notes[0]

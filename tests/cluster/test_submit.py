@@ -7,17 +7,19 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
 import time
 from dataclasses import replace
 
 import pytest
 from cluster.fakes import sacct_line, squeue_line
+from submitit.core.utils import JobPaths
 from tiny import MODELS, tiny, write_study
 
 from simhpc.cluster import control, ledger, submit
 from simhpc.cluster.profile import parse_profile
 from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
-from simhpc.errors import BadFileError, SchedulerError, SchedulerUnavailableError
+from simhpc.errors import BadFileError, SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.stages import STAGES
 from simhpc.stages.prepare import prepare
 from simhpc.stages.task import ALL, Task
@@ -126,6 +128,8 @@ def test_long_arrays_are_split(n, most, sizes):
     for stage in ("train", "attack", "evaluate"):
         assert [len(batch.models) for batch in found[stage]] == sizes
         assert [model for batch in found[stage] for model in batch.models] == [f"m{number}" for number in range(n)]
+        # Slurm's % is of one array; the profile speaks of a stage.
+        assert sum(batch.at_once for batch in found[stage]) <= max(5, len(sizes))
     assert [batch.after_same for batch in found["attack"]] == [batch.id for batch in found["train"]]
     assert all(len(batch.after_batches) == len(sizes) for batch in found["evaluate"])
 
@@ -137,7 +141,7 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
             "defaults": {
                 "partition": "gpu", "account": "lab", "qos": "fast", "gres": "gpu:a100:1", "cpus_per_task": 3,
                 "mem_gb": 1.5, "timeout_min": 7, "array_parallelism": 4, "setup": ["module load x"],
-                "sbatch": {"constraint": "a&b", "exclusive": True},
+                "sbatch": {"constraint": "a&b", "exclusive": True, "contiguous": False},
             }
         },
         where="test",
@@ -150,8 +154,51 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
         "--kill-on-invalid-dep=yes", f"--dependency='aftercorr:<job of {plans[0].batches[0].id}>'",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
+    assert "contiguous" not in script  # false undoes a default of the profile
+    assert "wckey" not in script  # submitit's own is one that a site may not know
     assert script.index("module load x") < script.index("srun ")
     assert 'scontrol requeue "$SLURM_JOB_ID"' in script
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued", "ends_with"),
+    [
+        (0, 0, False, 0),
+        (1, 0, False, 1),
+        (75, 9, True, 75),
+        (140, 2, True, 75),
+        (12, 0, True, 75),
+        (140, 3, False, 140),
+    ],
+)
+@pytest.mark.parametrize("setup", ["true", "set -euo pipefail"])
+def test_the_end_of_the_batch_script_requeues_its_job(slurm, run, setup, code, restarts, requeued, ends_with):
+    """The script that is submitted, run by bash, with a task that ends so."""
+    profile = parse_profile({"defaults": {"setup": [setup]}}, where="test")
+    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], profile, profile_name="p")
+    folder = run.dir.root / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text(f'#!/bin/sh\n[ "$SIMHPC_JOB_STARTED_UNIX_S" -gt 1000000000 ] && exit {code}\n')
+    (folder / "sleep").write_text("#!/bin/sh\n")
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    environment = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    done = subprocess.run(
+        ["bash"], input=submit.script(run.dir, plan.batches[0]), text=True, env=environment, check=False
+    )
+    assert done.returncode == ends_with
+    assert slurm.calls("scontrol") == (["scontrol requeue 77"] if requeued else [])
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b", "a%jb", "a\x07b"])
+def test_folders_that_a_batch_script_cannot_name(tmp_path, name):
+    with pytest.raises(SimhpcError, match="choose another --out"):
+        submit.check_root(tmp_path / name)
+    submit.check_root(tmp_path / 'it\'s "a" $HOME, é')
 
 
 @pytest.fixture
@@ -170,8 +217,8 @@ def test_submitting_writes_the_ledger_and_plain_data(slurm, run):
     assert [entry.job_id for entry in entries] == ["101", "102", "103", "104"]
     assert [entry.after for entry in entries] == ["", "aftercorr:101", "afterany:102", "afterany:103"]
     assert ledger.read(run.dir) == entries
-    assert entries[1].job_of("vit") == "102_1"
-    assert entries[3].job_of(ALL) == "104"
+    assert entries[1].jobs() == ["102_0", "102_1"]
+    assert entries[3].jobs() == ["104"]
     (pickled,) = run.dir.submissions.glob("attack-*/102_1_submitted.pkl")
     delayed = pickle.loads(pickled.read_bytes())
     assert delayed.args == (str(run.dir.root), "attack", "vit", 60, 120)
@@ -243,6 +290,8 @@ def test_a_new_submission_settles_what_was_left_open(slurm, run):
     (train, *_) = submitted(run, ["train"])
     ledger.write(run.dir, replace(train, job_id=None))
     slurm.says("squeue", f"555|{train.job_name}|555\n")
+    for argument in (run.dir.submissions / train.folder).glob("101_*_submitted.pkl"):
+        argument.rename(argument.with_name(argument.name.replace("101", "555")))
     submit.settle(run)
     assert ledger.read(run.dir) == [replace(train, job_id="555")]
     ledger.write(run.dir, replace(train, job_id=None))
@@ -279,6 +328,45 @@ def test_an_array_that_slurm_took_although_it_failed_to_say_so(slurm, run):
     assert len(ledger.read(run.dir)) == 1
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_submission_that_breaks_off_leaves_no_jobs_without_arguments(slurm, run, monkeypatch, error):
+    """submitit stores what each element is to do after sbatch has taken the array."""
+    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    slurm.says("squeue", f"101|simhpc-train-{plan.batches[0].id}|101\n")
+
+    def breaks(*words, real=JobPaths.move_temporary_file, **options):
+        if "submitted_pickle" in words:
+            raise error
+        real(*words, **options)
+
+    monkeypatch.setattr(JobPaths, "move_temporary_file", breaks)
+    with pytest.raises(type(error)):
+        list(submit.submit(run, [plan]))
+    assert len(slurm.calls("sbatch")) == 1
+    assert slurm.calls("scancel") == ["scancel 101"]
+    assert ledger.read(run.dir) == []
+
+
+def test_an_array_without_its_arguments_is_cancelled_not_adopted(slurm, run):
+    """The submitting process was killed in that moment."""
+    (train, *_) = submitted(run, ["train"])
+    ledger.write(run.dir, replace(train, job_id=None))
+    slurm.says("squeue", f"101|{train.job_name}|101\n")
+    (run.dir.submissions / train.folder / "101_1_submitted.pkl").unlink()
+    submit.settle(run)
+    assert slurm.calls("scancel") == ["scancel 101"]
+    assert ledger.read(run.dir) == []
+
+
+@pytest.mark.parametrize("words", ["Zero Bytes were transmitted or received", "Connection reset by peer"])
+def test_an_answer_that_is_none_is_not_taken_for_a_refusal(slurm, run, words):
+    slurm.fails("sbatch", f"sbatch: error: Batch job submission failed: {words}\n")
+    slurm.fails("squeue", "timed out\n")
+    with pytest.raises(SchedulerError, match="may or may not have been queued"):
+        submitted(run, ["train"])
+    assert len(ledger.read(run.dir)) == 1
+
+
 def test_two_at_once_are_refused(run):
     with (
         ledger.locked(run.dir),
@@ -306,6 +394,25 @@ def test_a_lock_whose_owner_has_died_is_taken_over(run):
         ledger.locked(run.dir),
     ):
         pass
+
+
+def test_of_two_that_find_a_dead_owners_lock_only_one_takes_it_over(run, monkeypatch):
+    """The second looks while the first one's own lock has just taken the place of the dead owner's."""
+    lock = run.dir.submissions / "submit.lock"
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    monkeypatch.setattr(ledger, "_holder", lambda path, real=ledger._holder: dead.pop() if dead else real(path))
+    dead = [(socket.gethostname(), 2**22 + 1)]
+    with pytest.raises(SchedulerError, match="another simhpc is submitting"), ledger.locked(run.dir):
+        pass
+    assert json.loads(lock.read_text())["host"] == "elsewhere"
+    assert list(lock.parent.iterdir()) == [lock]
+
+
+def test_an_entry_that_is_taken_back_while_the_ledger_is_read(run):
+    run.dir.ledger.mkdir(parents=True)
+    (run.dir.ledger / "gone.json").symlink_to(run.dir.ledger / "nowhere")
+    assert ledger.read(run.dir) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 99}'])
@@ -407,6 +514,51 @@ def test_cancel_names_elements(slurm, run):
     # The last stage first: nothing starts because what it waited for is over.
     assert [task.job for task in cancelled] == ["103_0", "102_0", "101_0"]
     assert slurm.calls("scancel") == ["scancel 103_0 102_0 101_0"]
+
+
+def test_cancelling_all_names_whole_arrays(slurm, run):
+    """One request to the controller, not a thousand."""
+    submitted(run)
+    slurm.says("sacct", sacct_line("101_0", "RUNNING") + sacct_line("101_1", "COMPLETED", start="1", end="2"))
+    found = Monitor(run).look()
+    control.cancel(found, models=None, stages=["attack", "train"])
+    assert slurm.calls("scancel") == ["scancel 102 101"]
+
+
+def test_what_is_just_being_submitted_is_not_said_to_be_cancelled(slurm):
+    task = TaskStatus("attack", "a", "queued", live_jobs=("",))
+    assert control.cancel(RunStatus((task,), "sacct", (), 0.0), models=None, stages=STAGES) == []
+    assert slurm.calls("scancel") == []
+
+
+@pytest.fixture
+def three(make_study, tmp_path):
+    return prepare(make_study(("cnn", "vit", "convnext")), tmp_path / "three")
+
+
+def test_a_retry_does_what_became_necessary_and_nothing_else(slurm, three):
+    """cnn's attack failed, vit was cancelled on purpose, convnext's evaluation is out of date."""
+    submitted(three)
+    for entry in ledger.read(three.dir):
+        ledger.write(three.dir, replace(entry, submitted_unix_s=time.time() - 1000))
+    failed = TaskStatus("attack", "cnn", "failed", n_jobs=1)
+    states = {
+        ("attack", "cnn"): "failed", ("attack", "vit"): "cancelled", ("attack", "convnext"): "done",
+        ("evaluate", "cnn"): "failed", ("evaluate", "vit"): "cancelled", ("evaluate", "convnext"): "todo",
+        ("aggregate", ALL): "done",
+    }  # fmt: skip
+    tasks = [replace(failed, stage=stage, model=model, state=state) for (stage, model), state in states.items()]
+    found = RunStatus(tuple(tasks), "sacct", (), 0.0)
+    planned = control.plan_retry(three, found, models=None, profile=None, max_array_size=1001)
+    assert {plan.stage: [batch.models for batch in plan.batches] for plan in planned.plans} == {
+        "attack": [("cnn",)],
+        "evaluate": [("cnn", "convnext")],
+        "aggregate": [(ALL,)],
+    }
+    # What was never submitted is not retried.
+    never = RunStatus(tuple(replace(task, n_jobs=int(task.state != "todo")) for task in tasks), "sacct", (), 0.0)
+    planned = control.plan_retry(three, never, models=["cnn"], profile=None, max_array_size=1001)
+    assert [batch.models for plan in planned.plans for batch in plan.batches] == [("cnn",), ("cnn",), (ALL,)]
 
 
 def test_a_model_that_is_not_there(run):
