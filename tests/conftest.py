@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cluster.fakes import FakeSlurm
 from hypothesis import settings
 from tiny import execute_all, tiny, write_study
 
@@ -54,6 +55,14 @@ def copied(finished: Run, tmp_path: Path) -> Run:
     """A copy of the finished run that a test may damage."""
     shutil.copytree(finished.dir.root, tmp_path / "run")
     return open_run(tmp_path / "run")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """Stand-ins for Slurm's programs at the front of PATH."""
+    fake = FakeSlurm(tmp_path / "slurm-bin")
+    monkeypatch.setenv("PATH", fake.path)
+    return fake
 
 
 @pytest.fixture

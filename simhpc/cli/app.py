@@ -62,5 +62,8 @@ def main() -> None:
     except (SimhpcError, OSError) as error:  # OSError: no permission, no space, too many open files
         if _debug:
             raise
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        errors.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
         sys.exit(2)

@@ -16,7 +16,9 @@ from simhpc.stages.task import ALL
 
 
 def cancel(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]…", help="Whose tasks to cancel.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]…", help="Whose tasks to cancel; 'all' is the aggregation's.")
+    ] = None,
     run_dir: RunOption = None,
     everything: Annotated[bool, typer.Option("--all", help="Cancel every task of the run.")] = False,
     stage: Annotated[str | None, typer.Option(metavar="STAGE", help="Only tasks of this stage.")] = None,
@@ -36,18 +38,23 @@ def cancel(
     from simhpc.cluster.status import Monitor
 
     if bool(models) == everything:
-        raise SimhpcError("name the models to cancel, or give --all")
+        raise SimhpcError("name the models to cancel, or give --all: one of them (a run directory is named by --run)")
     run = find_run(run_dir)
     chosen = control.chosen_models(run, models) if models else None
     stages = [stage_named(stage)] if stage is not None else list(STAGES)
     found = Monitor(run).look()
     cancelled = control.cancel(found, models=chosen, stages=stages)
     if as_json:
-        print(json.dumps([{"stage": task.stage, "model": task.model, "job": task.job} for task in cancelled], indent=1))
+        print(
+            json.dumps(
+                [{"stage": task.stage, "model": task.model, "jobs": task.live_jobs} for task in cancelled], indent=1
+            )
+        )
     else:
         for task in cancelled:
             name = "all models" if task.model == ALL else task.model
-            output.print(f"cancelled  {task.stage:<10} {name} (job {task.job})", markup=False, soft_wrap=True)
+            jobs = ", ".join(task.live_jobs)
+            output.print(f"cancelled  {task.stage:<10} {name} (job {jobs})", markup=False, soft_wrap=True)
         if not cancelled and found.source != "nobody":
             output.print("nothing of that is queued or running")
     if any(task.is_live and not any(task.live_jobs) for task in found.tasks):

@@ -11,7 +11,7 @@ from simhpc.cli.runs import RunOption, find_run
 from simhpc.cli.submit import stage_named
 from simhpc.errors import SimhpcError
 from simhpc.stages import STAGES
-from simhpc.stages.task import ALL, Task
+from simhpc.stages.task import Task
 
 
 def logs(
@@ -48,14 +48,15 @@ def logs(
 
     run = find_run(run_dir)
     monitor = Monitor(run)
-    key = ALL if model in ("all", ALL) else control.chosen_models(run, [model])[0]
+    (key,) = control.chosen_models(run, [model])
     stages = [stage_named(stage)] if stage is not None else list(STAGES)
     monitor.look()
     found = [(name, attempts) for name in stages if (attempts := monitor.attempts(Task(name, key)))]
     if not found:
-        where = f"the {stages[0]} task of {model}" if stage is not None else f"any task of {model}"
-        raise SimhpcError(f"{where} has not been submitted from {run.dir.root}: there is no log")
-    kind = "err" if stderr else "out"
+        where = f"the {stages[0]} task of {model}" if stage is not None else f"no task of {model}"
+        has = "has not been" if stage is not None else "has been"
+        raise SimhpcError(f"{where} {has} submitted from {run.dir.root}: there is no log")
+    kind, other = ("err", "out") if stderr else ("out", "err")
     # Of what was submitted at once, the stage that has got furthest.
     started = [entry for entry in found if any(attempt.log(run, kind).exists() for attempt in entry[1])]
     name, attempts = (started or found)[-1]
@@ -71,6 +72,8 @@ def logs(
                 print(text, end="", flush=True)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        if not path.exists():
+            errors.print(f"the job is over and left no {path.name}{_hint(stderr)}", markup=False, soft_wrap=True)
         return
     sections = tasklogs.sections(run, attempts, kind)
     if attempt is not None:
@@ -78,9 +81,19 @@ def logs(
         if not chosen:
             raise SimhpcError(f"{name} {model} has {len(sections)} attempt(s) with a log, none is number {attempt}")
     else:
-        chosen = [section for section in sections if section.job == attempts[-1].job]
+        last = attempts[-1]
+        chosen = [section for section in sections if section.job == last.job]
+        if not chosen and last.log(run, other).exists():
+            raise SimhpcError(f"job {last.job} has written nothing here{_hint(stderr)}")
+        if not chosen and not sections:
+            raise SimhpcError(f"job {last.job} has written nothing: `simhpc status` tells whether it has started")
         if not chosen:
-            raise SimhpcError(f"{attempts[-1].log(run, kind)} does not exist yet: has job {attempts[-1].job} started?")
+            errors.print(f"job {last.job} has written nothing yet; before it:", markup=False, soft_wrap=True)
+            chosen = [section for section in sections if section.job == sections[-1].job]
     for section in chosen:
         print(section.text, end="")
     errors.print(f"{chosen[-1].path}, {len(sections)} attempt(s) in all", markup=False, soft_wrap=True)
+
+
+def _hint(stderr: bool) -> str:
+    return "; try it without --stderr" if stderr else "; try --stderr"

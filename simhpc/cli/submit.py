@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -49,7 +50,8 @@ def submit(
     Only what is neither done nor queued already is submitted. A stage waits for the queued tasks that it needs,
     and a model that fails stops no other. The shell may be closed afterwards: see `simhpc status`.
 
-    With --wait the exit code is 1 when a task failed.
+    The exit code is 1 when tasks were left out because what they need is not coming, and with --wait when a task
+    failed.
 
     [bold]Examples[/]
 
@@ -65,7 +67,10 @@ def submit(
     from simhpc.cluster.status import Monitor
     from simhpc.stages.prepare import prepare, version_changes
 
-    stages = list(STAGES) if stage == "all" else [stage_named(stage)]
+    try:
+        stages = list(STAGES) if stage == "all" else [stage_named(stage)]
+    except SimhpcError as error:
+        raise SimhpcError(f"{error}, and all") from None
     profile = load_profile(profile_file)
     study = load_study(study_file)
     root = out if out is not None else Path("runs") / study.name
@@ -107,11 +112,14 @@ def submit(
         )
         for plan in plans:
             say.print(describe(plan), markup=False, soft_wrap=True)
+            warn_of_blocked(plan)
         is_any = submit_and_tell(run, plans, as_json=as_json)
-    last = f"see: simhpc status {root} --watch" if is_any else "nothing to submit"
+    last = f"see: simhpc status {shlex.quote(str(root))} --watch" if is_any else "nothing to submit"
     say.print(last, markup=False, soft_wrap=True)
     if wait:
         wait_for(run, stages, models, quiet=as_json)
+    if any(plan.blocked for plan in plans):
+        raise typer.Exit(1)
 
 
 def _locked_if_there(root: Path, *, dry_run: bool) -> AbstractContextManager[None]:
@@ -144,7 +152,22 @@ def describe(plan: StagePlan) -> str:
     """One line on what submitting a stage comes to."""
     n = sum(len(batch.models) for batch in plan.batches)
     queued = f", {len(plan.queued)} queued already" if plan.queued else ""
-    return f"{plan.stage:<10} {plan.n_tasks} task(s), {plan.n_done} done{queued}, {n} to submit"
+    again = f" ({len(plan.again)} of them again, for new inputs)" if plan.again else ""
+    return f"{plan.stage:<10} {plan.n_tasks} task(s), {plan.n_done} done{queued}, {n} to submit{again}"
+
+
+def warn_of_blocked(plan: StagePlan) -> None:
+    """Say which tasks are left out because what they need is not coming."""
+    from simhpc.cluster.status import BEFORE
+
+    if plan.blocked:
+        shown = ", ".join(plan.blocked[:10]) + (", ..." if len(plan.blocked) > 10 else "")
+        before = BEFORE[plan.stage]
+        text = (
+            f"warning: {plan.stage} of {len(plan.blocked)} model(s) left out, as their {before} is neither done nor "
+            f"queued: {shown}. Submit {before} first, or all"
+        )
+        errors.print(text, markup=False, soft_wrap=True)
 
 
 def stage_named(text: str) -> str:
@@ -156,7 +179,7 @@ def stage_named(text: str) -> str:
     name = _VERBS.get(text, text)
     if name not in STAGES:
         known = ["train", "attacks", "evaluate", "aggregate"]
-        raise SimhpcError(f"there is no stage {text!r}{nearest(text, [*known, 'all'])}; there are {', '.join(known)}")
+        raise SimhpcError(f"there is no stage {text!r}{nearest(text, known)}; there are {', '.join(known)}")
     return name
 
 
@@ -172,6 +195,7 @@ def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
         return
     for plan in plans:
         output.print(describe(plan), markup=False, soft_wrap=True)
+        warn_of_blocked(plan)
     for batch, text in batches:
         output.print(f"\n----- {batch.stage}: batch {batch.id}, {len(batch.models)} task(s)", markup=False)
         print(text.rstrip())

@@ -15,20 +15,26 @@ from simhpc.cluster.submit import StagePlan, plan
 from simhpc.errors import SchedulerError, nearest
 from simhpc.rundir import Run
 from simhpc.stages import STAGES
-from simhpc.stages.task import Task
+from simhpc.stages.task import ALL, Task
 
 
 def chosen_models(run: Run, models: Sequence[str]) -> list[str]:
-    """Check that the study has these models.
+    """Check that the study has these models; `all` is the model of the aggregation.
 
     Raises:
         SchedulerError: it does not have one of them.
     """
     known = [model.key for model in run.study.models]
+    chosen = []
     for model in models:
-        if model not in known:
-            raise SchedulerError(f"study {run.study.name!r} has no model {model!r}{nearest(model, known)}")
-    return list(models)
+        if model in known:
+            chosen.append(model)
+        elif model in ("all", ALL):
+            chosen.append(ALL)
+        else:
+            some = f"; it has {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
+            raise SchedulerError(f"study {run.study.name!r} has no model {model!r}{nearest(model, known) or some}")
+    return chosen
 
 
 def cancel(status: RunStatus, *, models: Sequence[str] | None, stages: Sequence[str]) -> list[TaskStatus]:
@@ -82,7 +88,13 @@ class RetryPlan:
 
 
 def plan_retry(
-    run: Run, status: RunStatus, *, models: Sequence[str] | None, profile: Profile | None, max_array_size: int
+    run: Run,
+    status: RunStatus,
+    *,
+    models: Sequence[str] | None,
+    profile: Profile | None,
+    max_array_size: int,
+    is_cancelled_too: bool = False,
 ) -> RetryPlan:
     """Plan new jobs for tasks that failed, with the resources that their stage had, and for what depends on them.
 
@@ -90,11 +102,12 @@ def plan_retry(
         models: whose failed or cancelled tasks; None for every task that failed, or was cancelled because what it
             waited for had failed.
         profile: instead of the resources of the last submission.
+        is_cancelled_too: with `models` None, whether those are retried that were cancelled on purpose.
     """
     submissions = ledger.read(run.dir)
     submitted = {submission.stage for submission in submissions}
     retry = profile.retry if profile is not None else _last_retry(submissions)
-    tasks = _retried(status, models)
+    tasks = _retried(status, models, is_cancelled_too=is_cancelled_too)
     # A task gets what its own last job had: an earlier retry may have raised it.
     had = {task: _resources(entry) for entry in submissions for task in entry.tasks()}
     resources = {
@@ -139,7 +152,7 @@ def _restricted(status: RunStatus, retried: Sequence[TaskStatus]) -> RunStatus:
     return RunStatus(tuple(tasks), status.source, status.notes, status.asked_unix_s)
 
 
-def _retried(status: RunStatus, models: Sequence[str] | None) -> list[TaskStatus]:
+def _retried(status: RunStatus, models: Sequence[str] | None, *, is_cancelled_too: bool) -> list[TaskStatus]:
     tasks: list[TaskStatus] = []
     chosen: set[tuple[str, str]] = set()
     for task in (task for task in status.tasks if task.state in ("failed", "cancelled")):
@@ -149,7 +162,7 @@ def _retried(status: RunStatus, models: Sequence[str] | None) -> list[TaskStatus
             # It would fail again, unless what it needs is mended too.
             is_wanted = (task.cause, task.model) in chosen
         else:
-            is_wanted = task.state == "failed"  # what was cancelled, was cancelled on purpose
+            is_wanted = task.state == "failed" or is_cancelled_too
         if is_wanted:
             tasks.append(task)
             chosen.add((task.stage, task.model))

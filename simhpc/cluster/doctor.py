@@ -316,15 +316,7 @@ def _ask_slurm(kind: Kind, profile: Profile, profile_name: str, root: Path) -> s
     batch = Batch(
         ledger.new_id(), kind.stages[0], ("first", "second"), kind.resources, profile.retry, profile_name, at_once=most
     )
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
-        file.write(submit.script(RunDir(root.resolve()), batch))
-        file.flush()
-        try:
-            with scheduler.environment(submit.sbatch_environment(kind.resources)):
-                scheduler.call(["sbatch", "--test-only", file.name])
-        except SchedulerError as error:
-            return one_line(error)
-    return ""
+    return one_line(submit.refusal(RunDir(root.resolve()), batch))
 
 
 def _advice(words: str, profile_name: str) -> str:

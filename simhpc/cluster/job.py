@@ -43,6 +43,9 @@ ATTEMPT_MARK = "===== simhpc: attempt "
 _EARLY_S = 90.0
 
 
+_IN_BATCHES = ("attack", "evaluate")
+
+
 class TooLittleTimeError(Exception):
     """The time limit came before the task had anything to save."""
 
@@ -78,12 +81,15 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     except Interrupted:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        at_limit = time.time() - started_unix_s >= timeout_min * 60 - delay_s - _EARLY_S
+        elapsed_s = time.time() - started_unix_s
+        at_limit = elapsed_s >= timeout_min * 60 - delay_s - _EARLY_S
         if at_limit and not progress.has_advanced:
             text = (
-                f"{stage} {model} finished nothing that it could save within its time limit of {timeout_min} min: "
-                "raise timeout_min in the profile, or lower resources.batch_size in the study"
+                f"{stage} {model} had finished nothing that it could save when it was told to, {elapsed_s:.0f} s after "
+                f"its job had begun: raise timeout_min (now {timeout_min}) in the profile"
             )
+            if stage in _IN_BATCHES:
+                text += ", or lower resources.batch_size in the study"
             progress.fail(text)
             raise TooLittleTimeError(text) from None
         _say("interrupted; what is finished is saved, and the job asks to be requeued")

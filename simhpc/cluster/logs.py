@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,9 +74,10 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
     """Text as it is appended to a file that need not exist yet, until `is_over` and nothing more comes.
 
     Args:
-        is_over: asked every 15 s.
+        is_over: asked at once, and every 15 s.
     """
-    position, asked_s, over = 0, time.monotonic(), False
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    position, asked_s, over = 0, -math.inf, False
     while True:
         text = b""
         if path.exists():
@@ -83,7 +86,7 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
                 text = file.read()
             position += len(text)
         if text:
-            yield text.decode(errors="replace")
+            yield decoder.decode(text)
         elif over:
             return
         if time.monotonic() - asked_s >= _ASK_S:

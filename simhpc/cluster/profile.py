@@ -71,20 +71,22 @@ class StageResources(Section):
     """Generic resources instead of `gpus_per_node`, as in `gpu:a100:1`."""
     array_parallelism: Annotated[int, Field(ge=1)] = 256
     """Tasks of one stage that may run at once: the `%` of a Slurm array."""
-    sbatch: dict[str, Word | int | bool] = Field(default_factory=dict)
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further sbatch options by their long names, as in `{ constraint = "a100", exclude = "node7" }`."""
     setup: tuple[str, ...] = ()
     """Shell lines at the start of the batch script, as in `module load cuda`."""
 
     @field_validator("sbatch")
     @classmethod
-    def _not_ours(cls, value: dict[str, Word | int | bool]) -> dict[str, Word | int | bool]:
-        for name in value:
+    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name, said in value.items():
             if not re.fullmatch("[a-z][a-z0-9-]*", name):
                 raise ValueError(f"{name!r}: write the long name of an sbatch option without its dashes: constraint")
             if name in _OURS:
-                hint = f"set {_OURS[name]}" if _OURS[name] else "simhpc sets it itself"
-                raise ValueError(f"{name!r} is not set here: {hint}")
+                where = f"the profile's own key for it is {_OURS[name]}" if _OURS[name] else "simhpc sets it itself"
+                raise ValueError(f"{name!r} does not belong into sbatch: {where}")
+            if isinstance(said, str) and not (said and said.isprintable()):
+                raise ValueError(f"{name}: one line of text that is not empty (given: {said!r})")
         return value
 
     @model_validator(mode="after")

@@ -194,6 +194,11 @@ def ask(
         source, notes = "sacct", []
     except SchedulerError as error:
         source, notes = "squeue", [str(error).splitlines()[0]]
+    for job in wanted - found.keys():
+        array = found.get(job.partition("_")[0])
+        # Cancelled before the accounting knew its elements: one line without a number stands for all of them.
+        if array is not None and not array.is_live:
+            found[job] = replace(array, job=job)
     # The accounting learns of a job seconds after it was submitted, and of its requeueing when it has left its node.
     unknown = wanted - found.keys() if source == "squeue" else wanted - found.keys() - set(forgotten)
     doubtful = {job for job in wanted & found.keys() if _is_perhaps_requeued(found[job])}

@@ -26,6 +26,9 @@ CANCELLED = "cancelled"
 STATES = ("failed", "cancelled", "unknown", "running", "queued", "todo", "done")
 """Worst first. `todo`: neither done nor in the queue; `unknown`: Slurm could not be asked."""
 
+BEFORE = {"attack": "train", "evaluate": "attack"}
+"""The stage whose output for the same model a task needs."""
+
 # The accounting may not know a job that was just submitted, and a shared disk may not show a file just written.
 _GRACE_S = 60.0
 _FINISHING_S = 60.0
@@ -45,6 +48,11 @@ class Attempt:
     submission: Submission
     job: str
     slurm: JobState | None
+
+    @property
+    def array(self) -> str:
+        """The job's number without that of the element."""
+        return self.job.partition("_")[0]
 
     def log(self, run: Run, kind: str) -> Path:
         """The job's log: `out` or `err`. Requeued starts append to it."""
@@ -253,16 +261,25 @@ def compose(
         asked_unix_s: when that question was asked.
     """
     attempts = _attempts(submissions, answer)
+    all_jobs = [attempt for of_task in attempts.values() for attempt in of_task]
+    arrays = frozenset(attempt.array for attempt in all_jobs if attempt.slurm is not None)
+    unasked = frozenset(attempt.job for attempt in all_jobs) if answer is None or error else answer.unasked
+    heard = _Heard(arrays, unasked)
     done = done_tasks(run, STAGES)
     tasks = [
-        _status(run, task, task in done, attempts.get(task, []), answer, error)
+        _status(run, task, task in done, attempts.get(task, []), heard)
         for stage in STAGES
         for task in stage_module(stage).tasks(run)
     ]
     failed = {(task.stage, task.model) for task in tasks if task.state in ("failed", "cancelled")}
     chained = {task for task, of_task in attempts.items() if "aftercorr" in of_task[-1].submission.after}
     tasks = [_with_cause(task, failed, Task(task.stage, task.model) in chained) for task in tasks]
-    notes = (*(answer.notes if answer is not None else ()), *([error] if error else []), *_disk_notes(run))
+    notes = (
+        *(answer.notes if answer is not None else ()),
+        *([error] if error else []),
+        *_disk_notes(run),
+        *_matrix_notes(tasks),
+    )
     source = answer.source if answer is not None and not error else "nobody" if error else "sacct"
     return RunStatus(tuple(tasks), source, notes, asked_unix_s)
 
@@ -279,9 +296,20 @@ def _attempts(submissions: Iterable[Submission], answer: Answer | None) -> dict[
     return attempts
 
 
-def _status(
-    run: Run, task: Task, is_done: bool, attempts: Sequence[Attempt], answer: Answer | None, error: str
-) -> TaskStatus:
+@dataclass(frozen=True)
+class _Heard:
+    """What is known where Slurm has said nothing of a job.
+
+    Attributes:
+        arrays: numbers of ours of which it has said something.
+        unasked: jobs that it could not be asked about.
+    """
+
+    arrays: frozenset[str]
+    unasked: frozenset[str]
+
+
+def _status(run: Run, task: Task, is_done: bool, attempts: Sequence[Attempt], heard: _Heard) -> TaskStatus:
     if not attempts:
         return TaskStatus(task.stage, task.model, "done" if is_done else "todo")
     now = time.time()
@@ -311,9 +339,11 @@ def _status(
     if is_done and (slurm is None or not slurm.is_waiting):
         return replace(base, state="done", rate_per_s=None, eta_s=None)
     if slurm is None:
-        return _unheard(base, last, progress, answer, error, now)
+        return _unheard(base, last, progress, heard, now)
     if slurm.is_waiting:
         reason = f"requeued, {slurm.reason}".removesuffix(", ") if slurm.restarts else slurm.reason
+        if "held" in reason.lower():
+            reason += f" (to let it go on: scontrol release {last.job})"
         return replace(base, state="queued", reason=reason, rate_per_s=None, eta_s=None)
     if slurm.is_live:
         return replace(base, state="running")
@@ -342,28 +372,21 @@ def _elapsed_s(slurm: JobState | None, now: float) -> float | None:
     return max(0.0, (slurm.ended_unix_s or now) - slurm.started_unix_s)
 
 
-def _unheard(
-    base: TaskStatus,
-    last: Attempt,
-    progress: Progress | None,
-    answer: Answer | None,
-    error: str,
-    now: float,
-) -> TaskStatus:
+def _unheard(base: TaskStatus, last: Attempt, progress: Progress | None, heard: _Heard, now: float) -> TaskStatus:
     """A task that is not done, and of whose last job Slurm has said nothing."""
+    is_asked = last.job not in heard.unasked
+    if last.job and is_asked and last.array in heard.arrays:
+        # Slurm keeps no record of an element that was cancelled before it started.
+        return replace(base, state="cancelled", reason=CANCELLED)
     if not last.job or now - last.submission.submitted_unix_s < _GRACE_S:
         return replace(base, state="queued", reason="just submitted", live_jobs=(*base.live_jobs, last.job))
-    if answer is None or error or last.job in answer.unasked:
+    if not is_asked:
         base = replace(base, live_jobs=(*base.live_jobs, last.job))
         if progress is not None and progress.state == "running" and now - progress.updated_unix_s < 2 * _GRACE_S:
             return replace(base, state="running", reason="says its progress file")
         return replace(base, reason="Slurm could not be asked")
     if progress is not None and progress.state == "failed":
         return replace(base, state="failed", reason=progress.error)
-    siblings = (job.partition("_")[0] == last.job.partition("_")[0] for job in answer.jobs)
-    if last.job not in answer.jobs and any(siblings):
-        # Slurm keeps no record of an element that never started.
-        return replace(base, state="cancelled", reason=CANCELLED)
     return replace(
         base, state="failed", reason=f"Slurm no longer knows job {last.job}, and it left no result: see its logs"
     )
@@ -419,16 +442,24 @@ def _last_error(text: str) -> str:
     return said[-1][:300] if said else ""
 
 
-_BEFORE = {"attack": "train", "evaluate": "attack"}
-
-
 def _with_cause(task: TaskStatus, failed: set[tuple[str, str]], is_chained: bool) -> TaskStatus:
     """Name the stage before that makes a task of the same model fail, or that Slurm has cancelled it for."""
-    before = _BEFORE.get(task.stage)
+    before = BEFORE.get(task.stage)
     is_consequence = task.state == "failed" or (task.state == "cancelled" and is_chained)
+    if task.reason.startswith(OUT_OF_MEMORY):
+        return task  # that has to be mended in any case
     if before is not None and is_consequence and (before, task.model) in failed:
         return replace(task, reason=f"{before} of {task.model} did not succeed", cause=before)
     return task
+
+
+def _matrix_notes(tasks: Sequence[TaskStatus]) -> list[str]:
+    """The aggregation is done with what there is; whoever sees a green bar must know what there was not."""
+    lacking = sum(task.stage == "evaluate" and task.state != "done" for task in tasks)
+    if not lacking or not any(task.stage == "aggregate" and task.state == "done" for task in tasks):
+        return []
+    n_models = sum(task.stage == "evaluate" for task in tasks)
+    return [f"the matrix is incomplete: of {n_models} models, {lacking} are not evaluated"]
 
 
 def _disk_notes(run: Run) -> list[str]:
@@ -443,11 +474,12 @@ def _summary(stage: str, tasks: Sequence[TaskStatus]) -> StageSummary:
     counts = {state: sum(task.state == state for task in tasks) for state in STATES}
     running = [task for task in tasks if task.state == "running"]
     took_s = [task.elapsed_s for task in tasks if task.state == "done" and task.elapsed_s is not None]
-    eta_s = max((task.eta_s for task in running if task.eta_s is not None), default=None)
+    left_s = [task.eta_s for task in running if task.eta_s is not None]
+    eta_s = max(left_s) if left_s and len(left_s) == len(running) else None
     if counts["queued"]:
         if took_s and running:
             waves = -(-counts["queued"] // len(running))
-            eta_s = (eta_s or 0.0) + waves * sum(took_s) / len(took_s)
+            eta_s = max(left_s, default=0.0) + waves * sum(took_s) / len(took_s)
         else:
             eta_s = None
     return StageSummary(stage, len(tasks), counts, eta_s)

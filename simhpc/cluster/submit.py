@@ -11,6 +11,7 @@ import pwd
 import shlex
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from simhpc.cluster import ledger, local, scheduler
 from simhpc.cluster.job import REQUEUE_LINES, START_LINES, run_task
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.profile import Profile, Retry, StageResources
-from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
+from simhpc.cluster.status import BEFORE, Monitor, RunStatus, TaskStatus
 from simhpc.errors import SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import STAGES
@@ -69,6 +70,9 @@ class StagePlan:
     Attributes:
         n_tasks, n_done: of the whole stage.
         queued: models whose tasks are in the queue or running already, so that they are not submitted again.
+        again: models whose tasks are done, and are submitted because new inputs are coming.
+        blocked: models whose tasks need a task of the stage before that is neither done nor queued nor planned; they
+            are not submitted, as they could only fail.
         batches: to be submitted.
     """
 
@@ -76,6 +80,8 @@ class StagePlan:
     n_tasks: int
     n_done: int
     queued: tuple[str, ...]
+    again: tuple[str, ...]
+    blocked: tuple[str, ...]
     batches: tuple[Batch, ...]
 
 
@@ -127,6 +133,7 @@ class _Planner:
         self._batches: dict[str, list[Batch]] = {}
         self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in STAGES}
         self._newest_unix_s: dict[str, float] = {}
+        self._by_task = {(task.stage, task.model): task for task in status.tasks}
         for task in status.tasks:
             if task.is_live:
                 self._live_jobs[task.stage][task.model] = {job.partition("_")[0] for job in task.live_jobs}
@@ -146,6 +153,9 @@ class _Planner:
                 queued.append(task.model)
             elif wanted and (has_new_inputs or inputs_unix_s or task.state != "done"):
                 todo.append(task)
+        blocked = [task.model for task in todo if self._is_blocked(task)]
+        todo = [task for task in todo if task.model not in set(blocked)]
+        again = [task.model for task in todo if task.state == "done"]
         special = self._special.get(stage, {})
         usual = [task for task in todo if task.model not in special]
         batches = self._attacks(usual) if stage == "attack" else self._after_all(stage, before, usual)
@@ -158,7 +168,16 @@ class _Planner:
             batches += self._after_all(stage, "train" if stage == "attack" else before, alike, needs)
         self._batches[stage] = _sharing(batches)
         n_done = sum(task.state == "done" for task in tasks)
-        return StagePlan(stage, len(tasks), n_done, tuple(queued), tuple(self._batches[stage]))
+        return StagePlan(
+            stage, len(tasks), n_done, tuple(queued), tuple(again), tuple(blocked), tuple(self._batches[stage])
+        )
+
+    def _is_blocked(self, task: TaskStatus) -> bool:
+        """Whether the model's own task of the stage before has not been done and will not be."""
+        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.model))
+        if needed is None or needed.state == "done" or needed.is_live:
+            return False
+        return not any(task.model in batch.models for batch in self._batches.get(needed.stage, []))
 
     def _batch(
         self, stage: str, tasks: Sequence[TaskStatus], resources: StageResources | None = None, **after: Any
@@ -237,15 +256,26 @@ def check_root(root: Path) -> None:
 def submit(run: Run, plans: Sequence[StagePlan]) -> Iterator[Submission]:
     """Submit a plan, batch by batch, each noted in the ledger before and after.
 
+    Slurm is asked of every kind of job before the first is submitted.
+
     Yields:
         What was submitted, as it is. Whatever was yielded before an error stays submitted.
 
     Raises:
         SchedulerError: Slurm refused a batch; the message holds its words.
-        SchedulerUnavailableError: there is no sbatch here.
+        SchedulerUnavailableError: there is no sbatch here, or the controller does not answer.
     """
     job_of_batch: dict[str, str] = {}
-    for batch in [batch for stage_plan in plans for batch in stage_plan.batches]:
+    batches = [batch for stage_plan in plans for batch in stage_plan.batches]
+    if batches and not scheduler.is_there("sbatch", "srun"):
+        raise SchedulerUnavailableError(
+            "sbatch or srun was not found: is this a login node of the cluster, and is Slurm's bin folder in PATH? "
+            "On a machine without Slurm, use `simhpc run`"
+        )
+    for batch in {batch.resources.model_dump_json(): batch for batch in reversed(batches)}.values():
+        if (words := refusal(run.dir, batch)) and _NO_SUCH_NODE_NOW not in words:
+            raise _refused(batch, words, "nothing was submitted")
+    for batch in batches:
         submission = _submit(run, batch, job_of_batch)
         assert submission.job_id is not None
         job_of_batch[batch.id] = submission.job_id
@@ -269,11 +299,6 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
         retry=batch.retry.model_dump(mode="json"),
         profile=batch.profile,
     )
-    if not scheduler.is_there("sbatch", "srun"):
-        raise SchedulerUnavailableError(
-            "sbatch or srun was not found: is this a login node of the cluster, and is Slurm's bin folder in PATH? "
-            "On a machine without Slurm, use `simhpc run`"
-        )
     ledger.write(run.dir, submission)
     # submitit prints Slurm's refusal itself; it belongs into the error.
     said = io.StringIO()
@@ -292,13 +317,51 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
                 f"the {batch.stage} array may or may not have been queued, as job {submission.job_name}: {words}; "
                 "`simhpc status` will tell"
             ) from None
-        raise SchedulerError(f"Slurm refused the {batch.stage} array of {len(batch.models)} task(s): {words}") from None
+        raise _refused(batch, words, _so_far(job_of_batch)) from None
     except BaseException:  # Ctrl-C, a full disk: what may have been queued lacks its arguments
         _take_back(run, submission, is_answer=True)
         raise
     submission = replace(submission, job_id=str(jobs[0].job_id).partition("_")[0])
     ledger.write(run.dir, submission)
     return submission
+
+
+# So says --test-only where sbatch itself would let the job wait until such a node is back.
+_NO_SUCH_NODE_NOW = "node configuration is not available"
+_NO_CONTROLLER = "unable to contact slurm controller"
+
+
+def refusal(run_dir: RunDir, batch: Batch) -> str:
+    """Why sbatch would refuse such a batch, in its own words; empty if it would not."""
+    # What it waits for does not exist yet.
+    alone = replace(batch, after_jobs=(), after_batches=(), after_same=None)
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+        file.write(script(run_dir, alone))
+        file.flush()
+        try:
+            with scheduler.environment(sbatch_environment(batch.resources)):
+                # It tries for half a minute to reach a controller that is away.
+                scheduler.call(["sbatch", "--test-only", file.name], timeout_s=2 * scheduler.TIMEOUT_S)
+        except SchedulerUnavailableError as error:
+            return f"{_NO_CONTROLLER}: {error}"
+        except SchedulerError as error:
+            return str(error).removeprefix("sbatch failed: ")
+    return ""
+
+
+def _refused(batch: Batch, words: str, so_far: str) -> SchedulerError:
+    if _NO_CONTROLLER in words.lower():
+        return SchedulerUnavailableError(f"Slurm's controller does not answer, {so_far}: {words}")
+    return SchedulerError(
+        f"Slurm refused the {batch.stage} array of {len(batch.models)} task(s), {so_far}: {words}\n"
+        f"Change {batch.profile}; `simhpc doctor --profile {shlex.quote(batch.profile)}` tells more"
+    )
+
+
+def _so_far(job_of_batch: Mapping[str, str]) -> str:
+    if not job_of_batch:
+        return "nothing was submitted"
+    return f"what was submitted before it stays (jobs {', '.join(job_of_batch.values())})"
 
 
 # A controller that is too busy to answer may have taken the job all the same.

@@ -72,7 +72,8 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
-            + "\nOnly models can be added to a run. Choose another --out for a changed study."
+            + "\nOnly models can be added to a run. Choose another --out for a changed study, or delete the folder if "
+            "nothing in it is wanted."
         )
     if not dry_run and (resolved != held or given != frozen.given):
         _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)

@@ -1,21 +1,11 @@
-"""Fixtures for clusters: a fake one for the fast tests, and the real development cluster."""
+"""The real development cluster, for the tests that need one."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from cluster.devcluster import DevCluster
-from cluster.fakes import FakeSlurm
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """Stand-ins for Slurm's programs at the front of PATH."""
-    fake = FakeSlurm(tmp_path / "slurm-bin")
-    monkeypatch.setenv("PATH", fake.path)
-    return fake
 
 
 @pytest.fixture(scope="session")

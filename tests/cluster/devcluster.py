@@ -90,9 +90,19 @@ class DevCluster:
         return task
 
     def wait(
-        self, run: Path, condition: Callable[[dict[str, Any]], object], what: str, timeout_s: float = 240
+        self,
+        run: Path,
+        condition: Callable[[dict[str, Any]], object],
+        what: str,
+        timeout_s: float = 240,
+        *,
+        repair: bool = False,
     ) -> dict[str, Any]:
-        """Look at a run until something is so."""
+        """Look at a run until something is so.
+
+        Args:
+            repair: do meanwhile what an administrator does after a node was lost.
+        """
         started_s = time.monotonic()
         while True:
             found = self.status(run)
@@ -101,18 +111,21 @@ class DevCluster:
             if time.monotonic() - started_s > timeout_s:
                 queue = subprocess.run(["squeue", "-a"], capture_output=True, text=True, check=False).stdout
                 raise AssertionError(f"not within {timeout_s} s: {what}\n{json.dumps(found, indent=1)}\n{queue}")
-            self.release_held()
+            if repair:
+                self.repair()
             time.sleep(1)
 
-    def wait_for_state(self, run: Path, stage: str, state: str, timeout_s: float = 240) -> dict[str, Any]:
+    def wait_for_state(
+        self, run: Path, stage: str, state: str, timeout_s: float = 240, *, repair: bool = False
+    ) -> dict[str, Any]:
         """Look at a run until all tasks of a stage are in a state."""
 
         def is_so(found: dict[str, Any]) -> bool:
             return all(task["state"] == state for task in found["tasks"] if task["stage"] == stage)
 
-        return self.wait(run, is_so, f"{stage} {state}", timeout_s)
+        return self.wait(run, is_so, f"{stage} {state}", timeout_s, repair=repair)
 
-    def release_held(self) -> None:
+    def repair(self) -> None:
         """A requeued job that meets its own old copy on a node is held by Slurm, and the node drained: as an
         administrator would, let both go on."""
         held = subprocess.run(

@@ -15,6 +15,10 @@ _SCRIPT = """#!/bin/sh
 printf '%s' "{name}" >> "{folder}/calls"
 for word in "$@"; do printf ' %s' "$word" >> "{folder}/calls"; done
 echo >> "{folder}/calls"
+if [ "$1" = --test-only ]; then
+  if [ -f "{folder}/{name} --test-only.err" ]; then cat "{folder}/{name} --test-only.err" >&2; exit 1; fi
+  exit 0
+fi
 if [ -f "{folder}/{name}.sleep" ]; then sleep "$(cat "{folder}/{name}.sleep")"; fi
 if [ -f "{folder}/{name}.err" ]; then cat "{folder}/{name}.err" >&2; exit 1; fi
 if [ "{name}" = sbatch ]; then
@@ -48,7 +52,7 @@ class FakeSlurm:
         (self.folder / f"{name}.out").write_text(text)
 
     def fails(self, name: str, text: str) -> None:
-        """What a program says on its standard error from now on, before it fails."""
+        """What a program says on its standard error from now on, before it fails; `sbatch --test-only` is one too."""
         (self.folder / f"{name}.err").write_text(text)
 
     def hangs(self, name: str, seconds: float) -> None:
@@ -58,10 +62,11 @@ class FakeSlurm:
         (self.folder / name).unlink()
 
     def calls(self, name: str | None = None) -> list[str]:
-        """Command lines so far."""
+        """Command lines so far, without those that only ask whether Slurm would take a job."""
         file = self.folder / "calls"
         lines = file.read_text().splitlines() if file.exists() else []
-        return [line for line in lines if name is None or line.split()[0] == name]
+        real = [line for line in lines if "--test-only" not in line]
+        return [line for line in real if name is None or line.split()[0] == name]
 
 
 def sacct_line(job: str, state: str, exit_code: str = "0:0", reason: str = "None", node: str = "node1", **times) -> str:

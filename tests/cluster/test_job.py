@@ -163,7 +163,10 @@ def test_the_time_before_the_task_has_begun_counts(slow, monkeypatch, sigusr2):
     """A slow disk, a container: the limit is the job's."""
     monkeypatch.setattr(job, "open_run", lambda _: signal.raise_signal(signal.SIGUSR2))
     monkeypatch.setenv("SIMHPC_JOB_STARTED_UNIX_S", str(int(time.time()) - 3500))
-    with pytest.raises(job.TooLittleTimeError, match="time limit of 60 min"):
+    with pytest.raises(
+        job.TooLittleTimeError,
+        match=r"told to, 35\d\d s after its job had begun: raise timeout_min \(now 60\).*batch_size",
+    ):
         job.run_task(str(slow.dir.root), "attack", "cnn", 60, 120)
 
 
@@ -217,5 +220,6 @@ def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow):
     assert "raise timeout_min in the profile" in err
     progress = read_progress(slow.dir.progress("train", "vit"))
     assert progress.state == "failed"
-    assert "time limit of 1 min" in progress.error
+    assert "raise timeout_min (now 1)" in progress.error
+    assert "batch_size" not in progress.error  # that of a training is its own
     assert open_run(slow.dir.root).study == slow.study

@@ -15,10 +15,11 @@ from cluster.fakes import sacct_line, squeue_line
 
 from simhpc.cluster import ledger
 from simhpc.cluster.ledger import Submission
-from simhpc.cluster.status import Monitor
+from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
 from simhpc.rundir import Run
+from simhpc.stages import aggregate
 from simhpc.stages.progress import Interrupted, ProgressFile
-from simhpc.stages.task import Task
+from simhpc.stages.task import ALL, Task
 from simhpc.stages.validity import usable_sources
 from simhpc.store import adversarial, hdf5, predictions
 
@@ -350,3 +351,44 @@ def test_a_job_that_slurm_could_not_be_asked_about_counts_as_live(run, slurm):
         task = cnn(run)
         assert (task.state, task.is_live) == ("unknown", True)
         assert "Socket timed out" in Monitor(run).look().notes[0]
+
+
+def test_an_array_cancelled_before_the_accounting_knew_its_elements(run, slurm):
+    """One line without a number, or none at all for an element whose siblings have one."""
+    submit(run, "attack", ("cnn", "vit"), "8", ago_s=5)
+    slurm.says("sacct", sacct_line("8", "CANCELLED by 1001"))
+    assert cnn(run).state == "cancelled"
+    slurm.says("sacct", sacct_line("8_1", "PENDING"))
+    assert cnn(run).state == "cancelled"  # at once: Slurm knows the array
+
+
+def test_memory_that_an_evaluation_lacked_is_not_hidden_by_what_failed_before(run, slurm):
+    run.dir.predictions("cnn").unlink()
+    submit(run, "evaluate", ("cnn", "convnext"), "9")
+    slurm.says("sacct", sacct_line("7_0", "FAILED", "1:0") + sacct_line("9_0", "OUT_OF_MEMORY"))
+    task = Monitor(run).look().task("evaluate", "cnn")
+    assert (task.reason.partition(" (")[0], task.cause) == ("out of memory", "")
+
+
+def test_a_matrix_that_is_incomplete_is_said_to_be(copied, slurm):
+    assert Monitor(copied).look().notes == ()
+    copied.dir.predictions("cnn").unlink()
+    aggregate.execute(copied, Task("aggregate", ALL), lambda *_: None)
+    found = Monitor(copied).look()
+    assert found.task("aggregate", ALL).state == "done"
+    assert found.notes == ("the matrix is incomplete: of 3 models, 1 are not evaluated",)
+
+
+def test_a_stage_has_no_eta_while_a_task_has_none():
+    known = TaskStatus("attack", "a", "running", eta_s=6.0)
+    found = RunStatus((known, TaskStatus("attack", "b", "running")), "sacct", (), 0.0)
+    assert found.stages()[0].eta_s is None
+    assert RunStatus((known,), "sacct", (), 0.0).stages()[0].eta_s == 6.0
+
+
+def test_a_job_that_is_held_says_how_to_let_it_go(run, slurm):
+    """As Slurm does with a requeued job that meets its own old copy on a node."""
+    slurm.says(
+        "sacct", sacct_line("7_0", "REQUEUED") + sacct_line("7_0", "PENDING", reason="launch failed requeued held")
+    )
+    assert cnn(run).reason == "requeued, launch failed requeued held (to let it go on: scontrol release 7_0)"

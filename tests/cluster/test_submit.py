@@ -82,6 +82,29 @@ def test_a_later_stage_waits_for_what_is_queued():
     assert evaluate.after_jobs == ("attack",)
 
 
+def test_what_is_done_again_for_new_inputs_is_said():
+    (_, plan) = submit.plan(
+        status(attack="a:done new:todo", evaluate="a:done new:todo"), ["attack", "evaluate"], PROFILE, profile_name="p"
+    )
+    assert (plan.n_done, plan.again, plan.batches[0].models) == (1, ("a",), ("a", "new"))
+
+
+def test_what_can_only_fail_is_not_submitted():
+    """Its input is neither there nor coming."""
+    (plan,) = submit.plan(
+        status(train="a:done b:todo c:queued", attack="a:todo b:todo c:todo free:todo"),
+        ["attack"],
+        PROFILE,
+        profile_name="p",
+    )
+    assert plan.blocked == ("b",)
+    assert sorted(model for batch in plan.batches for model in batch.models) == ["a", "c", "free"]
+    (plan,) = submit.plan(
+        status(attack="a:done b:failed", evaluate="a:todo b:todo"), ["evaluate"], PROFILE, profile_name="p"
+    )
+    assert (plan.blocked, plan.batches[0].models) == (("b",), ("a",))
+
+
 def test_the_same_command_again_submits_nothing():
     queued = "a:queued b:queued"
     found = batches(status(train=queued, attack=queued, evaluate=queued, aggregate=f"{ALL}:queued"))
@@ -244,10 +267,27 @@ def test_twice_submits_once(slurm, run):
 
 def test_a_refusal_is_told_in_slurms_words_and_forgotten(slurm, run):
     slurm.fails("sbatch", "sbatch: error: invalid partition specified: nowhere\n")
-    with pytest.raises(SchedulerError, match="refused the train array of 2.*invalid partition specified: nowhere"):
+    with pytest.raises(
+        SchedulerError,
+        match="refused the train array of 2.*nothing was submitted: .*invalid partition specified: nowhere",
+    ):
         submitted(run)
     assert ledger.read(run.dir) == []
     assert {task.state for task in Monitor(run).look().tasks} == {"todo"}
+
+
+def test_slurm_is_asked_of_all_before_anything_is_submitted(slurm, run):
+    slurm.fails("sbatch --test-only", "sbatch: error: invalid partition specified: mian\n")
+    with pytest.raises(SchedulerError, match=r"nothing was submitted: .*mian\nChange p.toml; `simhpc doctor"):
+        submitted(run)
+    assert slurm.calls("sbatch") == []
+    assert ledger.read(run.dir) == []
+    slurm.fails("sbatch --test-only", "sbatch: error: Unable to contact slurm controller (connect failure)\n")
+    with pytest.raises(SchedulerUnavailableError, match="controller does not answer, nothing was submitted"):
+        submitted(run)
+    # A job may wait for nodes that are down.
+    slurm.fails("sbatch --test-only", "allocation failure: Requested node configuration is not available\n")
+    assert len(submitted(run)) == 4
 
 
 def test_what_was_submitted_before_a_refusal_stays(slurm, run):
@@ -255,7 +295,7 @@ def test_what_was_submitted_before_a_refusal_stays(slurm, run):
     entries = submit.submit(run, plans)
     first = next(entries)
     slurm.fails("sbatch", "sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
-    with pytest.raises(SchedulerError, match="QOSMaxSubmit"):
+    with pytest.raises(SchedulerError, match=r"stays \(jobs 101\): .*QOSMaxSubmit"):
         next(entries)
     assert ledger.read(run.dir) == [first]
 
