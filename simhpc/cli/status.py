@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +21,7 @@ from simhpc.stages import STAGES
 from simhpc.stages.task import ALL
 
 if TYPE_CHECKING:
-    from simhpc.cluster.status import RunStatus, TaskStatus
+    from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
     from simhpc.rundir import Run
 
 _LOOK_S = 2.0
@@ -96,14 +96,13 @@ def _watch(
     """
     from simhpc.cluster.status import Monitor
 
-    monitor = Monitor(run)
-    found = monitor.look()
+    looks = _looks(Monitor(run))
+    found = next(looks)
     try:
         if console.is_terminal:
             with Live(View(found), console=console, screen=True, auto_refresh=True, refresh_per_second=2) as live:
                 while _is_going_on(found, concerns):
-                    time.sleep(_LOOK_S)
-                    found = monitor.look()
+                    found = next(looks)
                     live.update(View(found))
         else:
             # For a log file: a line per stage whenever a count changes.
@@ -116,8 +115,7 @@ def _watch(
                 said = lines
                 if not _is_going_on(found, concerns):
                     break
-                time.sleep(_LOOK_S)
-                found = monitor.look()
+                found = next(looks)
     except KeyboardInterrupt:
         if console.is_terminal:
             show(console, found)
@@ -126,6 +124,16 @@ def _watch(
     if console.is_terminal:
         show(console, found)
     return found
+
+
+def _looks(monitor: Monitor) -> Iterator[RunStatus]:
+    """What a run is like now and again: every 2 s, or less often where thousands of files take long to look at."""
+    while True:
+        started_s = time.monotonic()
+        found = monitor.look()
+        took_s = time.monotonic() - started_s
+        yield found
+        time.sleep(max(_LOOK_S, 4 * took_s))
 
 
 def _is_going_on(found: RunStatus, concerns: Callable[[TaskStatus], bool]) -> bool:

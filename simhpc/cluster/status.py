@@ -225,13 +225,8 @@ class Monitor:
         self._answer, self._error = answer, ""
         if answer.source == "sacct":
             # Both know nothing of it, and it is no longer new: an element that was cancelled before it started.
-            self._forgotten = {
-                job
-                for entry in self._completed(submissions)
-                for job in entry.jobs()
-                if job not in answer.jobs | dict.fromkeys(answer.unasked)
-                and time.time() - entry.submitted_unix_s > _GRACE_S
-            }
+            old = [entry for entry in self._completed(submissions) if time.time() - entry.submitted_unix_s > _GRACE_S]
+            self._forgotten = {job for entry in old for job in entry.jobs()} - answer.jobs.keys() - answer.unasked
 
     def _completed(self, submissions: Sequence[Submission]) -> list[Submission]:
         """The entries with the numbers that were found by name; without those that Slurm never accepted."""

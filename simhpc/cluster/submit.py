@@ -319,7 +319,7 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
             ) from None
         raise _refused(batch, words, _so_far(job_of_batch)) from None
     except BaseException:  # Ctrl-C, a full disk: what may have been queued lacks its arguments
-        _take_back(run, submission, is_answer=True)
+        _take_back(run, submission, is_answer=False)
         raise
     submission = replace(submission, job_id=str(jobs[0].job_id).partition("_")[0])
     ledger.write(run.dir, submission)

@@ -37,19 +37,6 @@ def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> N
             raise BadFileError(f"{path}: {name} is {have}, this run's is {want}: a file of another run, or out of date")
 
 
-def adversarial_header(run: Run, model: Model) -> adversarial.Header:
-    """The header of a model's adversarial set, checked to belong to this run.
-
-    Raises:
-        MissingInputError: there is none yet.
-        BadFileError: it is damaged or belongs elsewhere.
-    """
-    path = run.dir.adversarial(model.key)
-    header = adversarial.header(path)
-    check_provenance(run, model, path, header.provenance)
-    return header
-
-
 @dataclass(frozen=True)
 class Sources:
     """The adversarial sets that exist and belong to a run.
@@ -66,9 +53,24 @@ class Sources:
 _shared: ContextVar[Sources | None] = ContextVar("_shared", default=None)
 
 
+def adversarial_header(run: Run, model: Model) -> adversarial.Header:
+    """The header of a model's adversarial set, checked to belong to this run.
+
+    Raises:
+        MissingInputError: there is none yet.
+        BadFileError: it is damaged or belongs elsewhere.
+    """
+    if (shared := _shared.get()) is not None and model.key in shared.headers:
+        return shared.headers[model.key]
+    path = run.dir.adversarial(model.key)
+    header = adversarial.header(path)
+    check_provenance(run, model, path, header.provenance)
+    return header
+
+
 @contextmanager
 def shared_sources(run: Run) -> Iterator[None]:
-    """Inside it, `usable_sources` of this run looks at the files once only: else M tasks look at M files each."""
+    """Inside it, the adversarial sets of this run are looked at once only: else M tasks look at M files each."""
     token = _shared.set(usable_sources(run))
     try:
         yield
