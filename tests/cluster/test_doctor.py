@@ -259,7 +259,7 @@ def test_what_slurm_refuses_is_said_in_its_words(cluster):
     check = checks["sbatch (all stages)"]
     assert (check.level, check.found) == (
         FAILED,
-        "sbatch failed: allocation failure: Invalid account or account/partition combination specified",
+        "allocation failure: Invalid account or account/partition combination specified",
     )
     assert check.advice == "set account in p.toml; you may use account lab, qos normal,small"
 
@@ -486,7 +486,7 @@ def test_the_program(cluster, simhpc, tmp_path):
     cluster.refuses("allocation failure: Invalid qos specification")
     code, out, _ = simhpc("doctor", "--profile", profile, "--dir", cluster.folder, "--no-probe")
     assert code == 1
-    assert "FAILED   sbatch (all stages): sbatch failed: allocation failure: Invalid qos specification\n" in out
+    assert "FAILED   sbatch (all stages): allocation failure: Invalid qos specification\n" in out
     assert f"         → set qos in {profile}\n" in out
     profile.write_text("[defaults]\npartion = 'main'\n")
     code, out, err = simhpc("doctor", "--profile", profile)

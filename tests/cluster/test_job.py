@@ -217,7 +217,7 @@ def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow):
     process.send_signal(signal.SIGUSR2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "raise timeout_min in the profile" in err
+    assert "raise timeout_min (now 1) in the profile" in err
     progress = read_progress(slow.dir.progress("train", "vit"))
     assert progress.state == "failed"
     assert "raise timeout_min (now 1)" in progress.error

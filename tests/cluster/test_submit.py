@@ -164,7 +164,7 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
             "defaults": {
                 "partition": "gpu", "account": "lab", "qos": "fast", "gres": "gpu:a100:1", "cpus_per_task": 3,
                 "mem_gb": 1.5, "timeout_min": 7, "array_parallelism": 4, "setup": ["module load x"],
-                "sbatch": {"constraint": "a&b", "exclusive": True, "contiguous": False},
+                "sbatch": {"constraint": "a&b", "exclusive": True, "contiguous": False, "comment": "a b"},
             }
         },
         where="test",
@@ -174,6 +174,7 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
     for line in (
         "--partition=gpu", "--account=lab", "--qos=fast", "--gres=gpu:a100:1", "--cpus-per-task=3", "--mem=1536M",
         "--time=7", "--array=0-1%2", "--signal=USR2@105", "--requeue", "--constraint='a&b'", "--exclusive",
+        "--comment='a b'",
         "--kill-on-invalid-dep=yes", f"--dependency='aftercorr:<job of {plans[0].batches[0].id}>'",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
