@@ -39,9 +39,10 @@ def status(
 ) -> None:
     """Show what became of every task of a run, worst first.
 
-    A task is [bold]done[/] when its output is there and valid, whatever Slurm says; else Slurm's word counts, then
-    the task's own progress. Works from any machine that sees the run directory. With --watch, Slurm is asked every
-    10 seconds while things change and every minute while they do not; progress is read every 2 seconds.
+    A task is [bold]done[/] when its output is there and valid and no job of it waits, whatever Slurm says; else
+    Slurm's word counts, then the task's own progress. Works from any machine that sees the run directory. With
+    --watch, Slurm is asked every 10 seconds while things change and every minute while they do not; progress is
+    read every 2 seconds.
 
     The exit code is 1 when a task has failed or was cancelled.
 
