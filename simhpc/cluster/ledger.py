@@ -132,7 +132,9 @@ def locked(run_dir: RunDir) -> Iterator[None]:
     if not _take(path, owner):
         holder = _holder(path)
         is_stale = holder is not None and _is_gone(*holder)
-        if not is_stale or not _remove_stale(path) or not _take(path, owner):
+        if is_stale:
+            _remove_stale(path)
+        if not is_stale or not _take(path, owner):
             who = "another simhpc" if holder is None or is_stale else f"process {holder[1]} on {holder[0]}"
             raise SchedulerError(f"{who} is submitting to this run now; if that is not so, delete {path} and try again")
     try:
@@ -152,21 +154,19 @@ def _take(path: Path, owner: tuple[str, int]) -> bool:
     return True
 
 
-def _remove_stale(path: Path) -> bool:
-    """Remove a lock whose owner has died; False if it was somebody else's by then."""
+def _remove_stale(path: Path) -> None:
+    """Remove a lock whose owner has died, and nobody else's."""
     # Moved first, and only then looked at: of two who found it stale, the second may have moved the first one's own.
     moved = path.with_name(f"{path.name}.stale.{secrets.token_hex(3)}")
     try:
         path.rename(moved)
     except FileNotFoundError:
-        return True
+        return
     holder = _holder(moved)
-    is_stale = holder is not None and _is_gone(*holder)
-    if not is_stale:
+    if holder is None or not _is_gone(*holder):
         with suppress(FileExistsError):
             path.hardlink_to(moved)
     moved.unlink()
-    return is_stale
 
 
 def _holder(path: Path) -> tuple[str, int] | None:
