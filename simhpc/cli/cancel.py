@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
-from simhpc.cli.submit import stage_named
+from simhpc.cli.submit import stages_named
 from simhpc.errors import SimhpcError
-from simhpc.stages import STAGES
-from simhpc.stages.task import ALL
 
 
 def cancel(
@@ -41,7 +39,7 @@ def cancel(
         raise SimhpcError("name the models to cancel, or give --all: one of them (a run directory is named by --run)")
     run = find_run(run_dir)
     chosen = control.chosen_models(run, models) if models else None
-    stages = [stage_named(stage)] if stage is not None else list(STAGES)
+    stages = stages_named(stage or "all")
     found = Monitor(run).look()
     cancelled = control.cancel(found, models=chosen, stages=stages)
     if as_json:
@@ -52,9 +50,10 @@ def cancel(
         )
     else:
         for task in cancelled:
-            name = "all models" if task.model == ALL else task.model
             jobs = ", ".join(task.live_jobs)
-            output.print(f"cancelled  {task.stage:<10} {name} (job {jobs})", markup=False, soft_wrap=True)
+            output.print(
+                f"cancelled  {task.stage:<10} {name_of(task.model)} (job {jobs})", markup=False, soft_wrap=True
+            )
         if not cancelled and found.source != "nobody":
             output.print("nothing of that is queued or running")
     if any(task.is_live and not any(task.live_jobs) for task in found.tasks):

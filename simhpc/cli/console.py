@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from simhpc.stages.task import ALL
+
 output = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+
+def name_of(model: str) -> str:
+    """A task's model as people call it."""
+    return "all models" if model == ALL else model
 
 
 def duration(seconds: float | None) -> str:

@@ -8,9 +8,8 @@ import typer
 
 from simhpc.cli.console import errors
 from simhpc.cli.runs import RunOption, find_run
-from simhpc.cli.submit import stage_named
+from simhpc.cli.submit import stages_named
 from simhpc.errors import SimhpcError
-from simhpc.stages import STAGES
 from simhpc.stages.task import Task
 
 
@@ -49,7 +48,7 @@ def logs(
     run = find_run(run_dir)
     monitor = Monitor(run)
     (key,) = control.chosen_models(run, [model])
-    stages = [stage_named(stage)] if stage is not None else list(STAGES)
+    stages = stages_named(stage or "all")
     monitor.look()
     found = [(name, attempts) for name in stages if (attempts := monitor.attempts(Task(name, key)))]
     if not found:

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
 from simhpc.cli.submit import submit_and_tell
 from simhpc.errors import SimhpcError
-from simhpc.stages.task import ALL
 
 
 def retry(
@@ -71,12 +70,13 @@ def retry(
             is_cancelled_too=cancelled,
         )
         for task in planned.tasks:
-            name = "all models" if task.model == ALL else task.model
             memory = planned.raised.get((task.model, task.stage))
             more = f", now with {memory:.3g} GiB" if memory else ""
             if task.reason.startswith(OUT_OF_MEMORY) and not memory and profile is None:
                 more = ", with as much as before: a --profile can give more, or say retry.oom_memory_factor"
-            say.print(f"again      {task.stage:<10} {name}: {task.reason}{more}", markup=False, soft_wrap=True)
+            say.print(
+                f"again      {task.stage:<10} {name_of(task.model)}: {task.reason}{more}", markup=False, soft_wrap=True
+            )
         if not submit_and_tell(run, planned.plans, as_json=as_json):
             n_cancelled = sum(task.state == "cancelled" for task in found.tasks)
             also = (

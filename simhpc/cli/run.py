@@ -13,12 +13,11 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from simhpc.cli.console import duration, errors, output, percent
+from simhpc.cli.console import duration, errors, name_of, output, percent
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run
 from simhpc.stages import STAGES
 from simhpc.stages.progress import Progress
-from simhpc.stages.task import ALL
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import load_study
@@ -139,7 +138,7 @@ class _Display:
             case Finished(task, elapsed_s, error, summary, log):
                 self._ended += 1
                 entry = {"stage": task.stage, "model": task.model, "elapsed_s": round(elapsed_s, 2)}
-                name = "all models" if task.model == ALL else task.model
+                name = name_of(task.model)
                 if error is None:
                     self._executed.append({**entry, **summary})
                     self.say(f"{task.stage:<10} {name:<20} {duration(elapsed_s):>12}  {_describe(summary)}")

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
-from simhpc.cli.view import View, line, name_of, show
+from simhpc.cli.view import View, line, show
 from simhpc.errors import SimhpcError
 from simhpc.stages import STAGES
 from simhpc.stages.task import ALL
@@ -82,7 +82,7 @@ def wait_for(run: Run, stages: Sequence[str], models: Sequence[str] | None, *, q
     found = _watch(run, stages, concerns, console=errors if quiet else output)
     wrong = [task for task in found.tasks if concerns(task) and task.state != "done"]
     for task in wrong:
-        errors.print(f"{task.stage} {name_of(task)}: {task.state}: {task.reason}", markup=False, soft_wrap=True)
+        errors.print(f"{task.stage} {name_of(task.model)}: {task.state}: {task.reason}", markup=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(1)
 

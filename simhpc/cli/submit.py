@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.status import wait_for
 from simhpc.errors import SimhpcError, nearest
 from simhpc.stages import STAGES
-from simhpc.stages.task import ALL
 from simhpc.study import load_study
 
 if TYPE_CHECKING:
-    from simhpc.cluster.submit import StagePlan
+    from simhpc.cluster.planning import StagePlan
+    from simhpc.cluster.status import RunStatus
     from simhpc.rundir import Run
 
 _VERBS = {"attacks": "attack"}
@@ -63,14 +63,12 @@ def submit(
     """
     from simhpc.cluster import control, ledger, scheduler
     from simhpc.cluster import submit as submission
+    from simhpc.cluster.planning import plan
     from simhpc.cluster.profile import load_profile
     from simhpc.cluster.status import Monitor
     from simhpc.stages.prepare import prepare, version_changes
 
-    try:
-        stages = list(STAGES) if stage == "all" else [stage_named(stage)]
-    except SimhpcError as error:
-        raise SimhpcError(f"{error}, and all") from None
+    stages = stages_named(stage)
     profile = load_profile(profile_file)
     study = load_study(study_file)
     root = out if out is not None else Path("runs") / study.name
@@ -88,37 +86,27 @@ def submit(
                 markup=False,
                 soft_wrap=True,
             )
+
+    def planned(found: RunStatus) -> list[StagePlan]:
+        most = scheduler.max_array_size()
+        return plan(found, stages, profile, profile_name=str(profile_file), only=models, max_array_size=most)
+
     if dry_run:
-        plans = submission.plan(
-            Monitor(run).look(),
-            stages,
-            profile,
-            profile_name=str(profile_file),
-            only=models,
-            max_array_size=scheduler.max_array_size(),
-        )
-        _print_dry_run(run, plans, as_json=as_json)
+        _print_dry_run(run, planned(Monitor(run).look()), as_json=as_json)
         return
     for change in version_changes(run):
         errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
     with ledger.locked(run.dir):
-        plans = submission.plan(
-            submission.look_before_submitting(run),
-            stages,
-            profile,
-            profile_name=str(profile_file),
-            only=models,
-            max_array_size=scheduler.max_array_size(),
-        )
-        for plan in plans:
-            say.print(describe(plan), markup=False, soft_wrap=True)
-            warn_of_blocked(plan)
+        plans = planned(submission.look_before_submitting(run))
+        for of_stage in plans:
+            say.print(describe(of_stage), markup=False, soft_wrap=True)
+            warn_of_blocked(of_stage)
         is_any = submit_and_tell(run, plans, as_json=as_json)
     last = f"see: simhpc status {shlex.quote(str(root))} --watch" if is_any else "nothing to submit"
     say.print(last, markup=False, soft_wrap=True)
     if wait:
         wait_for(run, stages, models, quiet=as_json)
-    if any(plan.blocked for plan in plans):
+    if any(of_stage.blocked for of_stage in plans):
         raise typer.Exit(1)
 
 
@@ -170,17 +158,19 @@ def warn_of_blocked(plan: StagePlan) -> None:
         errors.print(text, markup=False, soft_wrap=True)
 
 
-def stage_named(text: str) -> str:
-    """The stage that a person means: `attacks` and `attack` are one.
+def stages_named(text: str) -> list[str]:
+    """The stages that a person means: `attacks` and `attack` are one, `all` is every stage.
 
     Raises:
         SimhpcError: there is no such stage.
     """
+    if text == "all":
+        return list(STAGES)
     name = _VERBS.get(text, text)
     if name not in STAGES:
-        known = ["train", "attacks", "evaluate", "aggregate"]
+        known = ["train", "attacks", "evaluate", "aggregate", "all"]
         raise SimhpcError(f"there is no stage {text!r}{nearest(text, known)}; there are {', '.join(known)}")
-    return name
+    return [name]
 
 
 def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
@@ -200,7 +190,6 @@ def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
         output.print(f"\n----- {batch.stage}: batch {batch.id}, {len(batch.models)} task(s)", markup=False)
         print(text.rstrip())
         for number, model in enumerate(batch.models):
-            name = "all models" if model == ALL else model
             element = f"element {number}" if len(batch.models) > 1 else "the job"
-            output.print(f"# {element}: {batch.stage} of {name}", markup=False, soft_wrap=True)
+            output.print(f"# {element}: {batch.stage} of {name_of(model)}", markup=False, soft_wrap=True)
     output.print("\ndry run: nothing was submitted, nothing was written", markup=False)

@@ -9,8 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, OverflowMethod, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from simhpc.cli.console import duration
-from simhpc.stages.task import ALL
+from simhpc.cli.console import duration, name_of
 
 if TYPE_CHECKING:
     from simhpc.cluster.status import RunStatus, StageSummary, TaskStatus
@@ -38,11 +37,6 @@ def show(console: Console, found: RunStatus, *, is_all: bool = False) -> None:
         console.print(view)
     else:
         Console(file=console.file, width=_needed_width(found), highlight=False).print(view)
-
-
-def name_of(task: TaskStatus) -> str:
-    """The model as people call it."""
-    return "all models" if task.model == ALL else task.model
 
 
 def line(summary: StageSummary) -> str:
@@ -113,7 +107,7 @@ def _table(tasks: Sequence[TaskStatus], width: int, *, is_folded: bool) -> Table
     """One row per task; the columns that say least give way to the reason, which is cut unless it is folded."""
     columns: dict[str, list[str]] = {
         "stage": [task.stage for task in tasks],
-        "model": [name_of(task) for task in tasks],
+        "model": [name_of(task.model) for task in tasks],
         "state": [task.state for task in tasks],
         "progress": [f"{task.done}/{task.total} {task.unit}s" if task.total else "" for task in tasks],
         "ETA": [duration(task.eta_s) if task.eta_s is not None else "" for task in tasks],

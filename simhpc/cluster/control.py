@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from simhpc.cluster import ledger, scheduler
 from simhpc.cluster.ledger import Submission
+from simhpc.cluster.planning import StagePlan, plan
 from simhpc.cluster.profile import Profile, Retry, StageResources
+from simhpc.cluster.scheduler import array_of
 from simhpc.cluster.status import OUT_OF_MEMORY, RunStatus, TaskStatus
-from simhpc.cluster.submit import StagePlan, plan
 from simhpc.errors import SchedulerError, nearest
 from simhpc.rundir import Run
 from simhpc.stages import STAGES
@@ -68,8 +69,8 @@ def cancel(status: RunStatus, *, models: Sequence[str] | None, stages: Sequence[
 
 def _whole_arrays(chosen: Sequence[str], live: set[str]) -> list[str]:
     """The jobs with `12` in place of all elements of array 12, where each of those that live is among them."""
-    left = Counter(job.partition("_")[0] for job in live) - Counter(job.partition("_")[0] for job in chosen)
-    return list(dict.fromkeys(job if left[job.partition("_")[0]] else job.partition("_")[0] for job in chosen))
+    left = Counter(map(array_of, live)) - Counter(map(array_of, chosen))
+    return list(dict.fromkeys(job if left[array_of(job)] else array_of(job) for job in chosen))
 
 
 @dataclass(frozen=True)

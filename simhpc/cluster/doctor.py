@@ -17,8 +17,8 @@ from pathlib import Path
 from simhpc.cluster import capacity, ledger, scheduler, submit
 from simhpc.cluster.capacity import Node, Partition
 from simhpc.cluster.checks import FAILED, OK, WARNING, Check, Kind, one_line
+from simhpc.cluster.planning import Batch
 from simhpc.cluster.profile import Profile, StageResources
-from simhpc.cluster.submit import Batch
 from simhpc.cluster.trial import run_trial
 from simhpc.errors import SchedulerError, SimhpcError, nearest
 from simhpc.rundir import RunDir

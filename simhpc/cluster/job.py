@@ -41,8 +41,6 @@ ATTEMPT_MARK = "===== simhpc: attempt "
 
 # Slurm may send the signal up to a minute early.
 _EARLY_S = 90.0
-
-
 _IN_BATCHES = ("attack", "evaluate")
 
 
@@ -61,6 +59,7 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         run_dir: path of the run directory.
         stage, model: the task.
         timeout_min: the job's time limit.
+        delay_s: how long before it the signal comes.
 
     Returns:
         The stage's summary: names to numbers or strings; empty if the task was done already.

@@ -62,16 +62,17 @@ class JobState:
 
     @property
     def is_live(self) -> bool:
-        return is_live(self.state)
+        """Whether it is not over. Slurm has more words for waiting than its manual lists."""
+        return bool(self.state) and self.state not in ENDED
 
     @property
     def is_waiting(self) -> bool:
         return self.state in WAITING or self.state not in LIVE | ENDED
 
 
-def is_live(state: str) -> bool:
-    """Whether a job in this state is not over. Slurm has more words for waiting than its manual lists."""
-    return bool(state) and state not in ENDED
+def array_of(job: str) -> str:
+    """A job's number without that of the element: `12` of `12_3` and of `12`."""
+    return job.partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,12 @@ def ask(
         return Answer({}, "sacct")
     found: dict[str, JobState] = {}
     try:
-        found = read_sacct(_sacct({job.partition("_")[0] for job in wanted}, since_unix_s))
+        found = read_sacct(_sacct({array_of(job) for job in wanted}, since_unix_s))
         source, notes = "sacct", []
     except SchedulerError as error:
         source, notes = "squeue", [str(error).splitlines()[0]]
     for job in wanted - found.keys():
-        array = found.get(job.partition("_")[0])
+        array = found.get(array_of(job))
         # Cancelled before the accounting knew its elements: one line without a number stands for all of them.
         if array is not None and not array.is_live:
             found[job] = replace(array, job=job)
@@ -377,7 +378,7 @@ def find_by_name(names: Iterable[str], *, since_unix_s: float) -> dict[str, str]
         for line in text.splitlines():
             fields = line.split("|")
             if len(fields) >= 2:
-                number = fields[2] if len(fields) == 3 else fields[0].partition("_")[0]
+                number = fields[2] if len(fields) == 3 else array_of(fields[0])
                 if number.isdigit():
                     found.setdefault(fields[1], number)
     return found

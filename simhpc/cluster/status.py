@@ -49,11 +49,6 @@ class Attempt:
     job: str
     slurm: JobState | None
 
-    @property
-    def array(self) -> str:
-        """The job's number without that of the element."""
-        return self.job.partition("_")[0]
-
     def log(self, run: Run, kind: str) -> Path:
         """The job's log: `out` or `err`. Requeued starts append to it."""
         return run.dir.submissions / self.submission.folder / f"{self.job}_0_log.{kind}"
@@ -257,7 +252,7 @@ def compose(
     """
     attempts = _attempts(submissions, answer)
     all_jobs = [attempt for of_task in attempts.values() for attempt in of_task]
-    arrays = frozenset(attempt.array for attempt in all_jobs if attempt.slurm is not None)
+    arrays = frozenset(scheduler.array_of(attempt.job) for attempt in all_jobs if attempt.slurm is not None)
     unasked = frozenset(attempt.job for attempt in all_jobs) if answer is None or error else answer.unasked
     heard = _Heard(arrays, unasked)
     done = done_tasks(run, STAGES)
@@ -370,7 +365,7 @@ def _elapsed_s(slurm: JobState | None, now: float) -> float | None:
 def _unheard(base: TaskStatus, last: Attempt, progress: Progress | None, heard: _Heard, now: float) -> TaskStatus:
     """A task that is not done, and of whose last job Slurm has said nothing."""
     is_asked = last.job not in heard.unasked
-    if last.job and is_asked and last.array in heard.arrays:
+    if last.job and is_asked and scheduler.array_of(last.job) in heard.arrays:
         # Slurm keeps no record of an element that was cancelled before it started.
         return replace(base, state="cancelled", reason=CANCELLED)
     if not last.job or now - last.submission.submitted_unix_s < _GRACE_S:

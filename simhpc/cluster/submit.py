@@ -1,10 +1,9 @@
-"""From the tasks that are not done to Slurm arrays, through submitit."""
+"""Handing planned arrays to Slurm, through submitit, and to the ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import math
 import os
 import pwd
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,218 +24,11 @@ from submitit.slurm import slurm as submitit_slurm
 from simhpc.cluster import ledger, local, scheduler
 from simhpc.cluster.job import REQUEUE_LINES, START_LINES, run_task
 from simhpc.cluster.ledger import Submission
-from simhpc.cluster.profile import Profile, Retry, StageResources
-from simhpc.cluster.status import BEFORE, Monitor, RunStatus, TaskStatus
+from simhpc.cluster.planning import Batch, StagePlan
+from simhpc.cluster.profile import StageResources
+from simhpc.cluster.status import Monitor, RunStatus
 from simhpc.errors import SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import STAGES
-from simhpc.stages.task import ALL
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One array to be submitted.
-
-    Attributes:
-        id: of the submission that it will be.
-        models: keys of its tasks, in array order.
-        after_jobs: numbers of jobs that have to be over first, however they end.
-        after_batches: `id`s of batches of the same plan, likewise.
-        after_same: `id` of a batch whose element of the same number has to succeed first; if it fails, Slurm
-            cancels ours.
-        at_once: how many of its tasks may run at once: its share of what its stage may.
-    """
-
-    id: str
-    stage: str
-    models: tuple[str, ...]
-    resources: StageResources
-    retry: Retry
-    profile: str
-    after_jobs: tuple[str, ...] = ()
-    after_batches: tuple[str, ...] = ()
-    after_same: str | None = None
-    at_once: int = 1
-
-    @property
-    def folder(self) -> str:
-        return f"{self.stage}-{self.id}"
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What submitting one stage comes to.
-
-    Attributes:
-        n_tasks, n_done: of the whole stage.
-        queued: models whose tasks are in the queue or running already, so that they are not submitted again.
-        again: models whose tasks are done, and are submitted because new inputs are coming.
-        blocked: models whose tasks need a task of the stage before that is neither done nor queued nor planned; they
-            are not submitted, as they could only fail.
-        batches: to be submitted.
-    """
-
-    stage: str
-    n_tasks: int
-    n_done: int
-    queued: tuple[str, ...]
-    again: tuple[str, ...]
-    blocked: tuple[str, ...]
-    batches: tuple[Batch, ...]
-
-
-Wanted = Mapping[str, StageResources]
-"""Resources by model, for those that differ from the stage's."""
-
-
-def plan(
-    status: RunStatus,
-    stages: Sequence[str],
-    profile: Profile,
-    *,
-    profile_name: str,
-    only: Sequence[str] | None = None,
-    special: Mapping[str, Wanted] | None = None,
-    max_array_size: int = 1001,
-) -> list[StagePlan]:
-    """Decide what to submit: the tasks that are neither done nor queued, stage by stage.
-
-    A stage whose inputs are queued, from this plan or from before, is planned for all models concerned and waits
-    for them: each attack for the training of its own model alone, every evaluation for all attacks, the
-    aggregation for all evaluations. A model that fails strands no other.
-
-    Args:
-        status: of the run, as just asked.
-        stages: names from `stages.STAGES`, in that order.
-        only: models to submit; None for all. The aggregation concerns all in any case.
-        special: by stage, resources of single models, as a retry after too little memory needs.
-        max_array_size: elements that one array can have.
-    """
-    planner = _Planner(status, profile, profile_name, only, special or {}, max_array_size)
-    return [planner.plan_stage(stage) for stage in stages]
-
-
-class _Planner:
-    """Plans stage after stage, and remembers what later stages have to know of the stages before them."""
-
-    def __init__(
-        self,
-        status: RunStatus,
-        profile: Profile,
-        profile_name: str,
-        only: Sequence[str] | None,
-        special: Mapping[str, Wanted],
-        max_array_size: int,
-    ) -> None:
-        self._status, self._profile, self._profile_name = status, profile, profile_name
-        self._only, self._special, self._max_array_size = only, special, max_array_size
-        self._batches: dict[str, list[Batch]] = {}
-        self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in STAGES}
-        self._newest_unix_s: dict[str, float] = {}
-        self._by_task = {(task.stage, task.model): task for task in status.tasks}
-        for task in status.tasks:
-            if task.is_live:
-                self._live_jobs[task.stage][task.model] = {job.partition("_")[0] for job in task.live_jobs}
-                newest = max(self._newest_unix_s.get(task.stage, 0), task.submitted_unix_s or 0)
-                self._newest_unix_s[task.stage] = newest
-
-    def plan_stage(self, stage: str) -> StagePlan:
-        tasks = self._status.of_stage(stage)
-        before = {"evaluate": "attack", "aggregate": "evaluate"}.get(stage)
-        # New inputs are coming: what is done, or queued since before them, will have to be done again.
-        has_new_inputs = before is not None and bool(self._batches.get(before))
-        inputs_unix_s = self._newest_unix_s.get(before, 0) if before is not None else 0
-        queued, todo = [], []
-        for task in tasks:
-            wanted = self._only is None or task.model in self._only or task.model == ALL
-            if task.is_live and not has_new_inputs and (task.submitted_unix_s or 0) >= inputs_unix_s:
-                queued.append(task.model)
-            elif wanted and (has_new_inputs or inputs_unix_s or task.state != "done"):
-                todo.append(task)
-        blocked = [task.model for task in todo if self._is_blocked(task)]
-        todo = [task for task in todo if task.model not in set(blocked)]
-        again = [task.model for task in todo if task.state == "done"]
-        special = self._special.get(stage, {})
-        usual = [task for task in todo if task.model not in special]
-        batches = self._attacks(usual) if stage == "attack" else self._after_all(stage, before, usual)
-        # Few and rare, so each set of resources is an array of its own.
-        distinct = {
-            special[task.model].model_dump_json(): special[task.model] for task in todo if task.model in special
-        }
-        for needs in distinct.values():
-            alike = [task for task in todo if special.get(task.model) == needs]
-            batches += self._after_all(stage, "train" if stage == "attack" else before, alike, needs)
-        self._batches[stage] = _sharing(batches)
-        n_done = sum(task.state == "done" for task in tasks)
-        return StagePlan(
-            stage, len(tasks), n_done, tuple(queued), tuple(again), tuple(blocked), tuple(self._batches[stage])
-        )
-
-    def _is_blocked(self, task: TaskStatus) -> bool:
-        """Whether the model's own task of the stage before has not been done and will not be."""
-        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.model))
-        if needed is None or needed.state == "done" or needed.is_live:
-            return False
-        return not any(task.model in batch.models for batch in self._batches.get(needed.stage, []))
-
-    def _batch(
-        self, stage: str, tasks: Sequence[TaskStatus], resources: StageResources | None = None, **after: Any
-    ) -> Batch:
-        needs = self._profile.resources(stage) if resources is None else resources
-        models = tuple(task.model for task in tasks)
-        return Batch(ledger.new_id(), stage, models, needs, self._profile.retry, self._profile_name, **after)
-
-    def _attacks(self, todo: Sequence[TaskStatus]) -> list[Batch]:
-        """Each after the training of its own model, if that is planned or queued."""
-        batches, left = [], list(todo)
-        for training in self._batches.get("train", []):
-            by_model = {task.model: task for task in left}
-            same = [by_model[model] for model in training.models if model in by_model]
-            if not same:
-                continue
-            left = [task for task in left if task.model not in training.models]
-            if len(same) == len(training.models):
-                batches.append(self._batch("attack", same, after_same=training.id))
-            else:
-                batches.append(self._batch("attack", same, after_batches=(training.id,)))
-        training_now = self._live_jobs["train"]
-        waiting = [task for task in left if task.model in training_now]
-        jobs = sorted({job for task in waiting for job in training_now[task.model]})
-        batches += [self._batch("attack", part, after_jobs=tuple(jobs)) for part in self._split(waiting)]
-        free = [task for task in left if task.model not in training_now]
-        return [*batches, *(self._batch("attack", part) for part in self._split(free))]
-
-    def _after_all(
-        self, stage: str, before: str | None, todo: Sequence[TaskStatus], resources: StageResources | None = None
-    ) -> list[Batch]:
-        """After all of the stage before, and after earlier jobs of the same tasks, which would else run beside ours."""
-        jobs: set[str] = set()
-        batches: tuple[str, ...] = ()
-        if before is not None:
-            jobs |= {job for of_model in self._live_jobs[before].values() for job in of_model}
-            batches = tuple(batch.id for batch in self._batches.get(before, []))
-        for task in todo:
-            jobs |= self._live_jobs[stage].get(task.model, set())
-        after = {"after_jobs": tuple(sorted(jobs)), "after_batches": batches}
-        return [self._batch(stage, part, resources, **after) for part in self._split(todo)]
-
-    def _split(self, tasks: Sequence[TaskStatus]) -> list[Sequence[TaskStatus]]:
-        """Parts of nearly one size, none longer than an array can be."""
-        if not tasks:
-            return []
-        n_parts = math.ceil(len(tasks) / self._max_array_size)
-        bounds = [len(tasks) * part // n_parts for part in range(n_parts + 1)]
-        return [tasks[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _sharing(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches of a stage with what may run at once divided among them: Slurm's `%` is of one array."""
-    n_tasks = sum(len(batch.models) for batch in batches)
-
-    def share(batch: Batch) -> int:
-        return max(1, batch.resources.array_parallelism * len(batch.models) // n_tasks)
-
-    return [replace(batch, at_once=share(batch)) for batch in batches]
 
 
 def check_root(root: Path) -> None:
@@ -321,7 +113,7 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
     except BaseException:  # Ctrl-C, a full disk: what may have been queued lacks its arguments
         _take_back(run, submission, is_answer=False)
         raise
-    submission = replace(submission, job_id=str(jobs[0].job_id).partition("_")[0])
+    submission = replace(submission, job_id=scheduler.array_of(str(jobs[0].job_id)))
     ledger.write(run.dir, submission)
     return submission
 

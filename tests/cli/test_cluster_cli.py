@@ -143,7 +143,7 @@ def test_refusals_are_exit_code_2(simhpc, slurm, study_file, profile, tmp_path):
     )
     assert f"Change {profile}" in err
     code, _, err = simhpc("submit", "attaks", study_file, "--profile", profile)
-    assert (code, "did you mean 'attacks'" in err, "and all" in err) == (2, True, True)
+    assert (code, "did you mean 'attacks'" in err, ", all" in err) == (2, True, True)
     code, _, err = simhpc("submit", "train", study_file, "--profile", tmp_path / "none.toml")
     assert (code, "no profile file" in err) == (2, True)
 

@@ -1,4 +1,4 @@
-"""What is submitted, in which order, waiting for what; with stand-ins for Slurm's programs."""
+"""Submitting, cancelling and retrying; with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from cluster.fakes import sacct_line, squeue_line
+from cluster.fakes import sacct_line, squeue_line, status
 from submitit.core.utils import JobPaths
 from tiny import MODELS, tiny, write_study
 
-from simhpc.cluster import control, ledger, submit
+from simhpc.cluster import control, ledger, planning, submit
 from simhpc.cluster.profile import parse_profile
 from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
 from simhpc.errors import BadFileError, SchedulerError, SchedulerUnavailableError, SimhpcError
@@ -26,135 +26,6 @@ from simhpc.stages.task import ALL, Task
 from simhpc.study import load_study
 
 PROFILE = parse_profile({"defaults": {"partition": "main", "mem_gb": 2, "array_parallelism": 5}}, where="test")
-
-
-def status(**states: str) -> RunStatus:
-    """A run whose tasks are in these states: `train="a:done b:queued"`. A queued task of stage S is in job S."""
-    tasks = []
-    for stage in STAGES:
-        for word in states.get(stage, "").split():
-            model, _, state = word.partition(":")
-            jobs = (f"{stage}_0",) if state in ("queued", "running") else ()
-            tasks.append(TaskStatus(stage, model, state, submitted_unix_s=5.0, live_jobs=jobs))
-    return RunStatus(tuple(tasks), "sacct", (), 0.0)
-
-
-def batches(found: RunStatus, stages=STAGES, **options):
-    options.setdefault("profile_name", "p")
-    plans = submit.plan(found, stages, PROFILE, **options)
-    return {plan.stage: plan.batches for plan in plans}
-
-
-def test_all_stages_are_chained():
-    todo = "a:todo b:todo"
-    found = batches(status(train=todo, attack=todo, evaluate=todo, aggregate=f"{ALL}:todo"))
-    (train,), (attack,), (evaluate,), (aggregate,) = (found[stage] for stage in STAGES)
-    assert (train.models, attack.models, evaluate.models, aggregate.models) == (
-        ("a", "b"),
-        ("a", "b"),
-        ("a", "b"),
-        (ALL,),
-    )
-    assert (attack.after_same, attack.after_batches) == (train.id, ())
-    assert evaluate.after_batches == (attack.id,)
-    assert aggregate.after_batches == (evaluate.id,)
-
-
-def test_only_what_is_not_done_is_submitted():
-    found = batches(status(train="a:done b:done", attack="a:done b:failed c:todo d:cancelled"), ["train", "attack"])
-    assert found["train"] == ()
-    (attack,) = found["attack"]
-    assert attack.models == ("b", "c", "d")
-    assert (attack.after_same, attack.after_batches, attack.after_jobs) == (None, (), ())
-
-
-def test_what_is_queued_is_not_doubled():
-    todo = "a:queued b:running c:todo"
-    (plan,) = submit.plan(status(attack=todo), ["attack"], PROFILE, profile_name="p")
-    assert plan.queued == ("a", "b")
-    assert plan.batches[0].models == ("c",)
-
-
-def test_a_later_stage_waits_for_what_is_queued():
-    found = batches(status(attack="a:queued b:done", evaluate="a:todo b:done"), ["evaluate"])
-    (evaluate,) = found["evaluate"]
-    assert evaluate.models == ("a", "b")  # b has to look at a's set too
-    assert evaluate.after_jobs == ("attack",)
-
-
-def test_what_is_done_again_for_new_inputs_is_said():
-    (_, plan) = submit.plan(
-        status(attack="a:done new:todo", evaluate="a:done new:todo"), ["attack", "evaluate"], PROFILE, profile_name="p"
-    )
-    assert (plan.n_done, plan.again, plan.batches[0].models) == (1, ("a",), ("a", "new"))
-
-
-def test_what_can_only_fail_is_not_submitted():
-    """Its input is neither there nor coming."""
-    (plan,) = submit.plan(
-        status(train="a:done b:todo c:queued", attack="a:todo b:todo c:todo free:todo"),
-        ["attack"],
-        PROFILE,
-        profile_name="p",
-    )
-    assert plan.blocked == ("b",)
-    assert sorted(model for batch in plan.batches for model in batch.models) == ["a", "c", "free"]
-    (plan,) = submit.plan(
-        status(attack="a:done b:failed", evaluate="a:todo b:todo"), ["evaluate"], PROFILE, profile_name="p"
-    )
-    assert (plan.blocked, plan.batches[0].models) == (("b",), ("a",))
-
-
-def test_the_same_command_again_submits_nothing():
-    queued = "a:queued b:queued"
-    found = batches(status(train=queued, attack=queued, evaluate=queued, aggregate=f"{ALL}:queued"))
-    assert all(not of_stage for of_stage in found.values())
-
-
-def test_added_models_are_evaluated_after_the_queued_evaluations():
-    """A model is added while everything is queued: the others see its set in a second round, never beside the first."""
-    found = batches(status(attack="a:queued new:todo", evaluate="a:queued new:todo", aggregate=f"{ALL}:queued"))
-    assert found["attack"][0].models == ("new",)
-    (evaluate,) = found["evaluate"]
-    assert evaluate.models == ("a", "new")
-    assert set(evaluate.after_jobs) == {"attack", "evaluate"}
-    assert evaluate.after_batches == (found["attack"][0].id,)
-    assert set(found["aggregate"][0].after_jobs) == {"evaluate", "aggregate"}
-
-
-def test_an_attack_waits_for_its_own_training_only():
-    found = batches(status(train="a:todo", attack="a:todo free:todo"), ["train", "attack"])
-    waits, free = found["attack"]
-    assert (waits.models, waits.after_same) == (("a",), found["train"][0].id)
-    assert (free.models, free.after_same, free.after_batches) == (("free",), None, ())
-
-
-def test_an_attack_waits_for_training_that_was_queued_before():
-    found = batches(status(train="a:queued", attack="a:todo free:todo"), ["attack"])
-    assert [(batch.models, batch.after_jobs) for batch in found["attack"]] == [(("a",), ("train",)), (("free",), ())]
-
-
-def test_only_some_models():
-    todo = "a:todo b:todo"
-    found = batches(status(train=todo, attack=todo, evaluate=todo, aggregate=f"{ALL}:todo"), only=["b"])
-    assert [found[stage][0].models for stage in STAGES] == [("b",), ("b",), ("b",), (ALL,)]
-
-
-@pytest.mark.parametrize(
-    ("n", "most", "sizes"), [(10, 10, [10]), (11, 10, [5, 6]), (1002, 1001, [501, 501]), (1, 1, [1])]
-)
-def test_long_arrays_are_split(n, most, sizes):
-    todo = " ".join(f"m{number}:todo" for number in range(n))
-    found = batches(
-        status(train=todo, attack=todo, evaluate=todo), ["train", "attack", "evaluate"], max_array_size=most
-    )
-    for stage in ("train", "attack", "evaluate"):
-        assert [len(batch.models) for batch in found[stage]] == sizes
-        assert [model for batch in found[stage] for model in batch.models] == [f"m{number}" for number in range(n)]
-        # Slurm's % is of one array; the profile speaks of a stage.
-        assert sum(batch.at_once for batch in found[stage]) <= max(5, len(sizes))
-    assert [batch.after_same for batch in found["attack"]] == [batch.id for batch in found["train"]]
-    assert all(len(batch.after_batches) == len(sizes) for batch in found["evaluate"])
 
 
 def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
@@ -169,7 +40,7 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
         },
         where="test",
     )  # fmt: skip
-    plans = submit.plan(Monitor(run).look(), STAGES, profile, profile_name="p")
+    plans = planning.plan(Monitor(run).look(), STAGES, profile, profile_name="p")
     script = submit.script(run.dir, plans[1].batches[0])
     for line in (
         "--partition=gpu", "--account=lab", "--qos=fast", "--gres=gpu:a100:1", "--cpus-per-task=3", "--mem=1536M",
@@ -199,7 +70,7 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
 def test_the_end_of_the_batch_script_requeues_its_job(slurm, run, setup, code, restarts, requeued, ends_with):
     """The script that is submitted, run by bash, with a task that ends so."""
     profile = parse_profile({"defaults": {"setup": [setup]}}, where="test")
-    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], profile, profile_name="p")
+    (plan, *_) = planning.plan(Monitor(run).look(), ["train"], profile, profile_name="p")
     folder = run.dir.root / "bin"
     folder.mkdir()
     (folder / "srun").write_text(f'#!/bin/sh\n[ "$SIMHPC_JOB_STARTED_UNIX_S" -gt 1000000000 ] && exit {code}\n')
@@ -231,7 +102,7 @@ def run(make_study, tmp_path):
 
 
 def submitted(run, stages=STAGES, **options):
-    plans = submit.plan(Monitor(run).look(), stages, PROFILE, profile_name="p.toml", **options)
+    plans = planning.plan(Monitor(run).look(), stages, PROFILE, profile_name="p.toml", **options)
     return list(submit.submit(run, plans))
 
 
@@ -253,7 +124,7 @@ def test_submitting_writes_the_ledger_and_plain_data(slurm, run):
 
 
 def test_the_dry_run_prints_what_would_be_submitted(slurm, run):
-    (plan, *_) = submit.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
+    (plan, *_) = planning.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
     shown = submit.script(run.dir, plan.batches[0])
     (entry,) = submit.submit(run, [plan])
     assert (run.dir.submissions / entry.folder / f"{entry.job_id}_submission.sh").read_text() == shown
@@ -292,7 +163,7 @@ def test_slurm_is_asked_of_all_before_anything_is_submitted(slurm, run):
 
 
 def test_what_was_submitted_before_a_refusal_stays(slurm, run):
-    plans = submit.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
+    plans = planning.plan(Monitor(run).look(), STAGES, PROFILE, profile_name="p.toml")
     entries = submit.submit(run, plans)
     first = next(entries)
     slurm.fails("sbatch", "sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
@@ -356,7 +227,7 @@ def test_nothing_is_submitted_blindly(slurm, run):
 
 def test_an_array_that_slurm_took_although_it_failed_to_say_so(slurm, run):
     """A busy controller: sbatch fails, and the job is there. It has no arguments to work with: cancelled."""
-    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    (plan, *_) = planning.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
     slurm.fails("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
     slurm.says("squeue", f"777|simhpc-train-{plan.batches[0].id}|777\n")
     with pytest.raises(SchedulerError, match="Socket timed out"):
@@ -372,7 +243,7 @@ def test_an_array_that_slurm_took_although_it_failed_to_say_so(slurm, run):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_submission_that_breaks_off_leaves_no_jobs_without_arguments(slurm, run, monkeypatch, error):
     """submitit stores what each element is to do after sbatch has taken the array."""
-    (plan, *_) = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    (plan, *_) = planning.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
     slurm.says("squeue", f"101|simhpc-train-{plan.batches[0].id}|101\n")
 
     def breaks(*words, real=JobPaths.move_temporary_file, **options):
@@ -514,10 +385,10 @@ def test_retry_of_one_model_leaves_the_others(slurm, run):
 
 def test_a_retry_gets_what_its_own_last_job_had(slurm, run):
     """One model was given more memory before: the others do not get it, and it does not lose it."""
-    plans = submit.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
+    plans = planning.plan(Monitor(run).look(), ["train"], PROFILE, profile_name="p")
     more = PROFILE.train.model_copy(update={"mem_gb": 64.0})
     list(submit.submit(run, plans))
-    (raised,) = submit.plan(
+    (raised,) = planning.plan(
         status(train="cnn:todo"), ["train"], PROFILE, profile_name="p", special={"train": {"cnn": more}}
     )
     list(submit.submit(run, [raised]))
