@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-cluster lint clean
+.PHONY: demo test test-cluster image lint clean
 
 demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
 	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
@@ -12,8 +12,12 @@ demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/de
 test: $(VENV)/installed-test ## the tests that take minutes at most
 	$(BIN)/python -m pytest
 
-test-cluster: $(VENV)/installed-test ## the tests that need Slurm, on a real one made for them; as root, on Debian 12
+test-cluster: image $(VENV)/installed-test ## the tests that need Slurm and Apptainer, on real ones; as root, on Debian 12
 	VENV='$(VENV)' slurm/devcluster/test.sh
+
+image: $(VENV)/installed ## containers/simhpc-cpu.sif, unless it is of this very checkout
+	@command -v apptainer >/dev/null && command -v mmdebstrap >/dev/null || slurm/devcluster/install-apptainer.sh
+	PYTHON='$(BIN)/python' containers/build.sh cpu
 
 lint: $(VENV)/installed-lint ## style, format and types
 	$(BIN)/ruff check .

@@ -23,6 +23,14 @@ need_root() {
     [[ $EUID -eq 0 ]] || die "must run as root: it starts daemons and makes network namespaces"
 }
 
+require_debian_12() {
+    local id version
+    # shellcheck source=/dev/null
+    { id=$(source /etc/os-release && echo "${ID:-}"); version=$(source /etc/os-release && echo "${VERSION_ID:-}"); } ||
+        die "cannot read /etc/os-release"
+    [[ $id == debian && $version == 12 ]] || die "made for Debian 12, and this is ${id:-unknown} $version"
+}
+
 # What up.sh was told wins over what the caller's shell says now.
 load_cluster() {
     [[ -r $DEVCLUSTER_DIR/env ]] || return 1

@@ -45,6 +45,7 @@ copy_code() {
             # Deleted, but not yet from the index.
             [[ ! -e $root/$path ]] || printf '%s\0' "$path"
         done | (cd "$root" && xargs --null cp --archive --parents --target-directory="$copy")
+    cp --archive --reflink=auto "$image" "$copy/containers/"
     if [[ -d $root/runs/demo ]]; then
         mkdir -p "$copy/runs"
         cp --archive "$root/runs/demo" "$copy/runs/"
@@ -82,6 +83,9 @@ fi
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 
+image=$root/containers/simhpc-cpu.sif
+[[ -e $image ]] || die "no image $image: run make test-cluster"
+"$here/install-apptainer.sh"
 ((was_up)) || "$here/up.sh"
 load_cluster
 copied_s=$SECONDS

@@ -45,15 +45,6 @@ check_settings() {
         die "DEVCLUSTER_DIR must be at most 80 of letters, digits and /._-, not '$DEVCLUSTER_DIR'"
 }
 
-check_machine() {
-    need_root
-    local id version
-    # shellcheck source=/dev/null
-    { id=$(source /etc/os-release && echo "${ID:-}"); version=$(source /etc/os-release && echo "${VERSION_ID:-}"); } ||
-        die "cannot read /etc/os-release"
-    [[ $id == debian && $version == 12 ]] || die "made for Debian 12 (Slurm 22.05), and this is ${id:-unknown} $version"
-}
-
 # Fails, rather than shares: ports, namespaces and cgroups exist once per machine.
 claim_machine() {
     local owner
@@ -344,7 +335,8 @@ make_network() {
 all_idle() { [[ $(sinfo --noheader --partition=main --states=idle --format=%D) == "$DEVCLUSTER_NODES" ]]; }
 
 check_settings
-check_machine
+need_root
+require_debian_12
 claim_machine
 make_folders
 write_env
