@@ -34,6 +34,10 @@ class ProfileError(SimhpcError):
     """The cluster profile is wrong."""
 
 
+class ContainerError(SimhpcError):
+    """The container image, or what is to be seen inside it, is not as it has to be."""
+
+
 class SchedulerError(SimhpcError):
     """Slurm refused something; the message holds its own words."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -80,11 +81,13 @@ def explain(details: ErrorDetails, root: type[BaseModel]) -> str:
     message = details["msg"].removeprefix("Value error, ")
     for theirs, toml in (
         ("a valid array", "a list"),
+        ("a valid tuple", "a list"),
         ("an object", "a table"),
         ("Tuple", "List"),
         ("after validation, ", ""),
     ):
         message = message.replace(theirs, toml)
+    message = re.sub(r"a valid dictionary or instance of \w+", "a table", message)
     # A whole section as "what was given" hides the message behind a page of data.
     return f"{where}: {message}" + ("" if isinstance(details["input"], dict) else given)
 

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from simhpc.cli.console import errors, output
+from simhpc.cli.submit import NoContainer
 
 if TYPE_CHECKING:
     from simhpc.cluster.checks import Check
@@ -26,12 +27,14 @@ def doctor(
         Path, typer.Option("--dir", metavar="RUNDIR", help="A run directory, or where one will be; it is not made.")
     ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    no_container: NoContainer = False,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Run no trial job on a compute node.")] = False,
 ) -> None:
     """Check that a cluster can run a profile, before a study is submitted to it.
 
     Looks at Slurm's programs, its limits and what the profile asks for, at the run directory's disk, and, with a
-    small job on a compute node, at what tasks will find there. Nothing stays behind.
+    small job on a compute node, at what tasks will find there: with a container in the profile, inside its image.
+    The job attacks a small model, on the CPU and on every GPU that it sees. Nothing stays behind.
 
     The exit code is 1 when something [bold]FAILED[/]; a warning is something to know.
 
@@ -49,6 +52,8 @@ def doctor(
     from simhpc.cluster.trial import WAIT_S
 
     profile = load_profile(profile_file)
+    if no_container:
+        profile = profile.model_copy(update={"container": None})
     if not no_probe:
         text = f"a trial job is run at the end; it may wait {WAIT_S:.0f} s for a node, --no-probe leaves it out"
         errors.print(text, soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
-from simhpc.cli.submit import submit_and_tell
+from simhpc.cli.submit import NoContainer, submit_and_tell
 from simhpc.errors import SimhpcError
 
 
@@ -29,6 +29,7 @@ def retry(
         Path | None,
         typer.Option("--profile", metavar="FILE", help="Other resources.", show_default="those of the last submission"),
     ] = None,
+    no_container: NoContainer = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was submitted as JSON.")] = False,
 ) -> None:
     """Submit failed tasks again, and after them what depends on them. They go on from what they had finished.
@@ -68,6 +69,7 @@ def retry(
             profile=profile,
             max_array_size=scheduler.max_array_size(),
             is_cancelled_too=cancelled,
+            is_contained=not no_container,
         )
         for task in planned.tasks:
             memory = planned.raised.get((task.model, task.stage))

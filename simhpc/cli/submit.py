@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +19,16 @@ from simhpc.stages import STAGES
 from simhpc.study import load_study
 
 if TYPE_CHECKING:
+    from simhpc.cluster.container import Launch
     from simhpc.cluster.planning import StagePlan
     from simhpc.cluster.status import RunStatus
     from simhpc.rundir import Run
 
 _VERBS = {"attacks": "attack"}
+
+NoContainer = Annotated[
+    bool, typer.Option("--no-container", help="Without the profile's container: in the environment of this command.")
+]
 
 
 def submit(
@@ -43,6 +48,7 @@ def submit(
         bool, typer.Option("--dry-run", help="Print the batch scripts and what each element would do; submit nothing.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until all of it is over, and show how it goes.")] = False,
+    no_container: NoContainer = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was submitted as JSON.")] = False,
 ) -> None:
     """Submit a stage, or all of them, as Slurm arrays: one element per model.
@@ -70,6 +76,8 @@ def submit(
 
     stages = stages_named(stage)
     profile = load_profile(profile_file)
+    if no_container:
+        profile = profile.model_copy(update={"container": None})
     study = load_study(study_file)
     root = out if out is not None else Path("runs") / study.name
     submission.check_root(root)
@@ -125,7 +133,9 @@ def submit_and_tell(run: Run, plans: Sequence[StagePlan], *, as_json: bool) -> b
 
     say = errors if as_json else output
     submitted = []
-    for entry in submission.submit(run, plans):
+    launches = submission.look_at_containers(run, plans)
+    warn(run, plans, launches.values())
+    for entry in submission.submit(run, plans, launches):
         submitted.append(asdict(entry))
         kind = "array" if entry.is_array else "job"
         after = f", {entry.after}" if entry.after else ""
@@ -134,6 +144,16 @@ def submit_and_tell(run: Run, plans: Sequence[StagePlan], *, as_json: bool) -> b
     if as_json:
         print(json.dumps({"run": str(run.dir.root), "submitted": submitted}, indent=1))
     return bool(submitted)
+
+
+def warn(run: Run, plans: Sequence[StagePlan], launches: Iterable[Launch]) -> None:
+    """What is worth knowing of the images and of the weights that are missing, each thing once."""
+    from simhpc.cluster import submit as submission
+
+    notes = [note for launch in launches for note in launch.checked.notes]
+    for note in dict.fromkeys([*notes, submission.downloads(run, plans)]):
+        if note:
+            errors.print(f"warning: {note}", markup=False, soft_wrap=True)
 
 
 def describe(plan: StagePlan) -> str:
@@ -175,11 +195,21 @@ def stages_named(text: str) -> list[str]:
 
 def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
     from simhpc.cluster import submit as submission
+    from simhpc.cluster.container import LAUNCHER
 
+    launches = submission.look_at_containers(run, plans)
+    warn(run, plans, launches.values())
     batches = [(batch, submission.script(run.dir, batch)) for plan in plans for batch in plan.batches]
     if as_json:
         data: list[dict[str, Any]] = [
-            {"stage": batch.stage, "id": batch.id, "models": batch.models, "script": text} for batch, text in batches
+            {
+                "stage": batch.stage,
+                "id": batch.id,
+                "models": batch.models,
+                "script": text,
+                "launcher": launches[batch.id].script if batch.id in launches else None,
+            }
+            for batch, text in batches
         ]
         print(json.dumps({"run": str(run.dir.root), "would_submit": data}, indent=1))
         return
@@ -192,4 +222,7 @@ def _print_dry_run(run: Run, plans: list[StagePlan], *, as_json: bool) -> None:
         for number, model in enumerate(batch.models):
             element = f"element {number}" if len(batch.models) > 1 else "the job"
             output.print(f"# {element}: {batch.stage} of {name_of(model)}", markup=False, soft_wrap=True)
+        if batch.id in launches:
+            output.print(f"\n----- {LAUNCHER} of batch {batch.id}", markup=False)
+            print(launches[batch.id].script.rstrip())
     output.print("\ndry run: nothing was submitted, nothing was written", markup=False)

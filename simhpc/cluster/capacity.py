@@ -33,6 +33,7 @@ class Node:
 
     Attributes:
         mem_mb: memory that jobs can have, in MiB.
+        architecture: as in `x86_64`; empty if Slurm does not know it, as of a node that was never up.
         gres: as in `gpu:a100:4(S:0-1)`; empty without.
         in_service: whether it takes jobs, now or as soon as it has room.
     """
@@ -41,6 +42,7 @@ class Node:
     partitions: frozenset[str]
     cpus: int
     mem_mb: int
+    architecture: str
     gres: str
     in_service: bool
 
@@ -59,6 +61,11 @@ def nodes() -> list[Node]:
         return read_nodes(scheduler.call(["scontrol", "--all", "--oneliner", "show", "node"]))
     except SchedulerError:
         return []
+
+
+def architectures() -> set[str]:
+    """Of the cluster's nodes; empty if they cannot be asked."""
+    return {node.architecture for node in nodes()} - {""}
 
 
 def read_partitions(text: str) -> dict[str, Partition]:
@@ -94,6 +101,7 @@ def read_nodes(text: str) -> list[Node]:
                 partitions=frozenset(pairs.get("Partitions", "").split(",")) - {""},
                 cpus=int(effective) if effective.isdigit() else int(cpus),
                 mem_mb=int(mem_mb) - (int(kept[1]) if kept[1].isdigit() else 0),
+                architecture=pairs.get("Arch", ""),
                 gres="" if gres == "(null)" else gres,
                 in_service=_in_service(pairs.get("State", "")),
             )

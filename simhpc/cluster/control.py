@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from simhpc.cluster import ledger, scheduler
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.planning import StagePlan, plan
-from simhpc.cluster.profile import Profile, Retry, StageResources
+from simhpc.cluster.profile import Container, Profile, Retry, StageResources
 from simhpc.cluster.scheduler import array_of
 from simhpc.cluster.status import OUT_OF_MEMORY, RunStatus, TaskStatus
 from simhpc.errors import SchedulerError, nearest
@@ -96,18 +96,23 @@ def plan_retry(
     profile: Profile | None,
     max_array_size: int,
     is_cancelled_too: bool = False,
+    is_contained: bool = True,
 ) -> RetryPlan:
     """Plan new jobs for tasks that failed, with the resources that their stage had, and for what depends on them.
 
     Args:
         models: whose failed or cancelled tasks; None for every task that failed, or was cancelled because what it
             waited for had failed.
-        profile: instead of the resources of the last submission.
+        profile: instead of the resources and container of the last submission.
+        is_contained: whether there is to be a container, if there is one to be had.
         is_cancelled_too: with `models` None, whether those are retried that were cancelled on purpose.
     """
     submissions = ledger.read(run.dir)
     submitted = {submission.stage for submission in submissions}
     retry = profile.retry if profile is not None else _last_retry(submissions)
+    container = profile.container if profile is not None else _last_container(submissions)
+    if not is_contained:
+        container = None
     tasks = _retried(status, models, is_cancelled_too=is_cancelled_too)
     # A task gets what its own last job had: an earlier retry may have raised it.
     had = {task: _resources(entry) for entry in submissions for task in entry.tasks()}
@@ -134,7 +139,7 @@ def plan_retry(
     plans = plan(
         _restricted(status, tasks),
         stages,
-        Profile(**resources, retry=retry),
+        Profile(**resources, retry=retry, container=container),
         profile_name=submissions[-1].profile if submissions else "",
         special=special,
         max_array_size=max_array_size,
@@ -176,6 +181,13 @@ def _resources(submission: Submission) -> StageResources:
 
 def _last_retry(submissions: Sequence[Submission]) -> Retry:
     return Retry.model_validate_json(json.dumps(submissions[-1].retry)) if submissions else Retry()
+
+
+def _last_container(submissions: Sequence[Submission]) -> Container | None:
+    held = submissions[-1].container if submissions else None
+    if held is None:
+        return None
+    return Container.model_validate_json(json.dumps({name: held[name] for name in Container.model_fields}))
 
 
 def _most_common(had: Mapping[Task, StageResources], stage: str) -> StageResources:

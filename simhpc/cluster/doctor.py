@@ -14,19 +14,21 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from simhpc.cluster import capacity, ledger, scheduler, submit
+from simhpc.cluster import capacity, container, image, ledger, scheduler, submit
 from simhpc.cluster.capacity import Node, Partition
 from simhpc.cluster.checks import FAILED, OK, WARNING, Check, Kind, one_line
+from simhpc.cluster.container import Checked
 from simhpc.cluster.planning import Batch
-from simhpc.cluster.profile import Profile, StageResources
+from simhpc.cluster.profile import Container, Profile, StageResources
 from simhpc.cluster.trial import run_trial
-from simhpc.errors import SchedulerError, SimhpcError, nearest
+from simhpc.errors import ContainerError, SchedulerError, SimhpcError, nearest
 from simhpc.rundir import RunDir
 from simhpc.stages import STAGES
 from simhpc.store import atomic
 
 PROGRAMS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
 
+_TOLD = (image.VERSION, "simhpc.git-commit", "simhpc.torch", "simhpc.timm")
 _FREE_GIB = 10.0
 _FREE_SHARE = 0.05
 _FREE_INODES = 10_000
@@ -69,19 +71,24 @@ def examine(profile: Profile, profile_name: str, root: Path, *, probe: bool = Tr
                 refused.append(kind)
             yield check
     yield from disk
+    checked = None
+    if profile.container is not None:
+        checked, check = _image(profile.container)
+        yield check
     # Of the stages, one that needs a GPU says most about the nodes.
     kind = next((kind for kind in kinds if kind.resources.asks_for_gpu), kinds[0])
     if not probe:
         yield Check("trial job", OK, "left out (--no-probe): shared disk and software on the nodes are not checked")
-    elif kind in refused or not is_writable:
-        why = (
-            "the run directory cannot be written"
-            if not is_writable
-            else f"a job with the resources of {kind.name} would be refused"
-        )
+    elif kind in refused or not is_writable or (checked is None and profile.container is not None):
+        if not is_writable:
+            why = "the run directory cannot be written"
+        elif kind in refused:
+            why = f"a job with the resources of {kind.name} would be refused"
+        else:
+            why = "there is no image to run it in"
         yield Check("trial job", WARNING, f"not started: {why}", "run this again when that is mended")
     else:
-        yield from run_trial(kind, folder)
+        yield from run_trial(kind, folder, checked)
 
 
 def _kinds(profile: Profile) -> list[Kind]:
@@ -314,7 +321,14 @@ def _ask_slurm(kind: Kind, profile: Profile, profile_name: str, root: Path) -> s
     """Why sbatch would refuse an array of these stages, in its own words; empty if it would not."""
     most = kind.resources.array_parallelism
     batch = Batch(
-        ledger.new_id(), kind.stages[0], ("first", "second"), kind.resources, profile.retry, profile_name, at_once=most
+        ledger.new_id(),
+        kind.stages[0],
+        ("first", "second"),
+        kind.resources,
+        profile.retry,
+        profile_name,
+        at_once=most,
+        container=profile.container,
     )
     return one_line(submit.refusal(RunDir(root.resolve()), batch))
 
@@ -345,6 +359,22 @@ def _associations() -> str:
                 + "".join(f", {k} {v}" for k, v in zip(("partition", "qos"), rest, strict=True) if v)
             )
     return f"; you may use {'; '.join(found)}" if found else ""
+
+
+# ----- the container
+
+
+def _image(wanted: Container) -> tuple[Checked | None, Check]:
+    try:
+        checked = container.check(wanted)
+    except ContainerError as error:
+        return None, Check("image", FAILED, str(error), "or run without one: --no-container")
+    labels = checked.image.labels or {}
+    told = ", ".join(f"{name.removeprefix('simhpc.')} {labels.get(name, '?')}" for name in _TOLD)
+    found = f"{checked.image.path}, {checked.image.size_bytes / 1e6:.0f} MB, {told}, {checked.digest[:19]}…"
+    if checked.notes:
+        return checked, Check("image", WARNING, f"{found}; {'; '.join(checked.notes)}", "see containers/build.sh")
+    return checked, Check("image", OK, found)
 
 
 # ----- the run directory's disk

@@ -12,9 +12,15 @@ from typing import Any
 
 import submitit
 
+from simhpc import __version__
+from simhpc.cluster import image
+from simhpc.cluster.container import SIGNAL, SUBMITTED_WITH
+from simhpc.cluster.status import ATTEMPT_MARK
+from simhpc.errors import ContainerError
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages.progress import Interrupted, ProgressFile, interrupt
 from simhpc.stages.task import Task, execute
+from simhpc.store.hdf5 import CONTAINER_DIGEST
 
 REQUEUE_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the batch script requeues its job when the task ends with it."""
@@ -33,15 +39,13 @@ REQUEUE_LINES = [
 """The end of every batch script. Requeued from here and not by the task: a container need not hold Slurm's programs."""
 
 _STARTED = "SIMHPC_JOB_STARTED_UNIX_S"
-START_LINES = [f"export {_STARTED}=$(date +%s)"]
+START_LINES = [f"export {_STARTED}=$(date +%s)", f"unset {CONTAINER_DIGEST} {SUBMITTED_WITH}"]
 """The beginning of every batch script."""
-
-ATTEMPT_MARK = "===== simhpc: attempt "
-"""Every attempt's first line in both logs; requeued attempts append to the same files."""
 
 # Slurm may send the signal up to a minute early.
 _EARLY_S = 90.0
 _IN_BATCHES = ("attack", "evaluate")
+_SIGNALS = (signal.SIGUSR2, SIGNAL)
 
 
 class TooLittleTimeError(Exception):
@@ -51,9 +55,9 @@ class TooLittleTimeError(Exception):
 def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: int) -> dict[str, Any]:
     """Do one task in a Slurm job. Takes and returns plain data only.
 
-    SIGUSR2, which Slurm sends `delay_s` before the time limit (and, where so configured, before preemption),
-    stops the task wherever it is; what it has finished lies in its files. The process then ends with
-    `REQUEUE_EXIT_CODE`, and the batch script requeues the job.
+    SIGUSR2 (in a container `container.SIGNAL`), which Slurm sends `delay_s` before the time limit (and, where so
+    configured, before preemption), stops the task wherever it is; what it has finished lies in its files. The
+    process then ends with `REQUEUE_EXIT_CODE`, and the batch script requeues the job.
 
     Args:
         run_dir: path of the run directory.
@@ -66,20 +70,22 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
 
     Raises:
         TooLittleTimeError: the time limit came before the attempt had finished anything that the next would find.
+        ContainerError: the image holds another simhpc than the one that submitted this.
     """
     started_unix_s = _started_unix_s()
     job = _job()
     progress = ProgressFile(RunDir(Path(run_dir)).progress(stage, model), job)
     try:
         # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
-        signal.signal(signal.SIGUSR2, interrupt)
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
         _announce(Task(stage, model), job)
+        _check_submitter()
         _remove_half_written_result()
         summary = execute(open_run(Path(run_dir)), Task(stage, model), progress)
         # From here on there is nothing to save.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        _heed_no_more()
     except Interrupted:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         elapsed_s = time.time() - started_unix_s
         at_limit = elapsed_s >= timeout_min * 60 - delay_s - _EARLY_S
         if at_limit and not progress.has_advanced:
@@ -95,6 +101,29 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         sys.exit(REQUEUE_EXIT_CODE)
     _say(f"done: {summary}" if summary else "done already")
     return summary
+
+
+def _interrupt(*_: object) -> None:
+    # One is enough, and the next may come while this one is heeded.
+    _heed_no_more()
+    interrupt()
+
+
+def _heed_no_more() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _check_submitter() -> None:
+    """For images whose labels could not be read when the task was submitted."""
+    theirs = os.environ.get(SUBMITTED_WITH, "")
+    ours = f"{__version__} {image.schema_sha256()}" if theirs else ""
+    if theirs != ours:
+        raise ContainerError(
+            f"this was submitted by simhpc {theirs.split()[0]}, and the image holds simhpc {__version__}"
+            f"{'' if theirs.split()[0] != __version__ else ', which reads other studies'}: build it again with "
+            "containers/build.sh"
+        )
 
 
 def _started_unix_s() -> float:

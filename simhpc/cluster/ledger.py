@@ -42,6 +42,7 @@ class Submission:
         resources: the `StageResources` that it got, as plain data.
         retry: the profile's `Retry`, as plain data.
         profile: the profile's file.
+        container: the profile's container and the image's digest, see `container.Checked.as_plain`; None without one.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Submission:
     resources: dict[str, Any]
     retry: dict[str, Any]
     profile: str
+    container: dict[str, Any] | None = None
 
     @property
     def job_name(self) -> str:

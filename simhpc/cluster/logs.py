@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simhpc.cluster.job import ATTEMPT_MARK
-from simhpc.cluster.status import Attempt
+from simhpc.cluster.status import ATTEMPT_MARK, Attempt
 from simhpc.rundir import Run
 
 _POLL_S = 0.5

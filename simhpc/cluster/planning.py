@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simhpc.cluster import ledger
-from simhpc.cluster.profile import Profile, Retry, StageResources
+from simhpc.cluster.profile import Container, Profile, Retry, StageResources
 from simhpc.cluster.scheduler import array_of
 from simhpc.cluster.status import BEFORE, RunStatus, TaskStatus
 from simhpc.stages import STAGES
@@ -28,6 +28,7 @@ class Batch:
         after_same: `id` of a batch whose element of the same number has to succeed first; if it fails, Slurm
             cancels ours.
         at_once: how many of its tasks may run at once: its share of what its stage may.
+        container: what its tasks run in; None: nothing.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Batch:
     after_batches: tuple[str, ...] = ()
     after_same: str | None = None
     at_once: int = 1
+    container: Container | None = None
 
     @property
     def folder(self) -> str:
@@ -167,7 +169,16 @@ class _Planner:
     ) -> Batch:
         needs = self._profile.resources(stage) if resources is None else resources
         models = tuple(task.model for task in tasks)
-        return Batch(ledger.new_id(), stage, models, needs, self._profile.retry, self._profile_name, **after)
+        return Batch(
+            ledger.new_id(),
+            stage,
+            models,
+            needs,
+            self._profile.retry,
+            self._profile_name,
+            container=self._profile.container,
+            **after,
+        )
 
     def _attacks(self, todo: Sequence[TaskStatus]) -> list[Batch]:
         """Each after the training of its own model, if that is planned or queued."""

@@ -24,6 +24,9 @@ FROM_LOGIN = "login"
 FROM_NODE = "node"
 """Names of the two files, each of which holds the nonce."""
 
+SCONTROL = "SIMHPC_JOB_SCONTROL"
+"""The variable that holds the path of scontrol on the node, which an image need not have."""
+
 SEEN_WITHIN_S = 15.0
 """How long a file may take from one machine to another. `status` gives a task's output as long."""
 
@@ -42,7 +45,7 @@ class NodeReport:
         not_writable: why the node could not write a file beside it.
         no_locks: what HDF5's own locks met with.
         no_hdf5: what writing a file as all of a run are met with.
-        no_torch: why torch cannot be imported, or cannot compute on a device that it sees.
+        no_torch: why torch cannot be imported, or cannot attack a model on a device that it sees.
         devices: names of CUDA devices.
         temporary: the folder for temporary files.
         temporary_free_bytes: free space there; None if it cannot be asked.
@@ -114,7 +117,7 @@ def look(folder: Path, nonce: str) -> NodeReport:
         devices=devices,
         temporary=temporary,
         temporary_free_bytes=_free_bytes(temporary),
-        has_scontrol=shutil.which("scontrol") is not None,
+        has_scontrol=bool(os.environ.get(SCONTROL)),
         unix_s=time.time(),
     )
 
@@ -141,9 +144,9 @@ def _try_hdf5(folder: Path) -> tuple[str, str]:
 
 def _try_torch() -> tuple[str, list[str]]:
     try:
-        from simhpc.stages import device
+        from simhpc.stages import smoke
 
-        return "", device.cuda_devices()
+        return "", smoke.attack_everywhere()[1:]
     except Exception as error:  # a library that cannot be loaded can raise anything
         return f"{type(error).__name__}: {error}", []
 

@@ -1,14 +1,15 @@
 """The cluster profile: where a study runs, typed and validated. One TOML file describes one cluster.
 
-`[defaults]` holds for every stage; a table named after a stage overrides it key by key. slurm/README.md lists
-the keys.
+`[defaults]` holds for every stage; a table named after a stage overrides it key by key. `[container]` names the image
+that tasks run in. slurm/README.md lists the keys.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -124,6 +125,63 @@ class Retry(Section):
         return max(mem_gb, min(mem_gb * self.oom_memory_factor, most))
 
 
+_VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+"""A path; what a shell would read in it means nothing."""
+
+
+class Bind(Section):
+    """A file or folder of the nodes that tasks see inside the image."""
+
+    source: PathText
+    target: PathText | None = None
+    """Its path inside; absent: the same."""
+    mode: Literal["ro", "rw"] = "ro"
+
+    @field_validator("target")
+    @classmethod
+    def _is_absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError("must be an absolute path")
+        return value
+
+    @property
+    def inside(self) -> str:
+        return self.source if self.target is None else self.target
+
+
+class Container(Section):
+    """The image that tasks run in, and what of the node they see inside it."""
+
+    image: PathText
+    """A SIF file, as containers/build.sh makes it."""
+    binds: tuple[Bind, ...] = ()
+    """Files and folders besides the run directory, the study's images and checkpoints, and the weights' caches."""
+    env: tuple[Annotated[str, Field(pattern=f"^{_VARIABLE}$")], ...] = ()
+    """Variables of the job that are let in, besides Slurm's."""
+    flags: tuple[PathText, ...] = ()
+    """Further flags of `apptainer exec`."""
+    scratch: PathText | None = None
+    """A folder of the node's for temporary files, or `$NAME`: the folder that this variable names in the job. Absent:
+    Apptainer's own, in memory, of 64 MiB by default."""
+    nv: bool | None = None
+    """Whether NVIDIA's devices and libraries are let in; absent: where a stage asks for a GPU."""
+
+    @field_validator("binds", mode="before")
+    @classmethod
+    def _plain_paths(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return tuple({"source": each} if isinstance(each, str) else each for each in value)
+        return value
+
+    @field_validator("scratch")
+    @classmethod
+    def _path_or_variable(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/") and not re.fullmatch(rf"\${_VARIABLE}", value):
+            raise ValueError("must be an absolute path, or $NAME for the path that a variable of the job holds")
+        return value
+
+
 class Profile(Section):
     """A whole profile: every stage's resources, complete."""
 
@@ -132,6 +190,8 @@ class Profile(Section):
     evaluate: StageResources = StageResources()
     aggregate: StageResources = StageResources()
     retry: Retry = Retry()
+    container: Container | None = None
+    """Absent: tasks run in the environment that they are submitted from."""
 
     def resources(self, stage: str) -> StageResources:
         """What one of `stages.STAGES` gets."""
@@ -140,12 +200,22 @@ class Profile(Section):
 
 
 def load_profile(path: Path) -> Profile:
-    """Read and validate a profile.
+    """Read and validate a profile. Relative paths in it are relative to the file's folder.
 
     Raises:
         ProfileError: unreadable, not TOML, or not a profile; the message lists every wrong key.
     """
-    return parse_profile(read_toml(path, "profile", ProfileError), where=str(path))
+    profile = parse_profile(read_toml(path, "profile", ProfileError), where=str(path))
+    if profile.container is None:
+        return profile
+    base = path.resolve().parent
+    binds = tuple(bind.model_copy(update={"source": _absolute(bind.source, base)}) for bind in profile.container.binds)
+    changes = {"image": _absolute(profile.container.image, base), "binds": binds}
+    return profile.model_copy(update={"container": profile.container.model_copy(update=changes)})
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.normpath(base / Path(path).expanduser())
 
 
 def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
@@ -161,6 +231,8 @@ def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
         lines = [f"defaults.{explain(details, StageResources)}" for details in error.errors()]
     if not lines:
         merged = {key: value for key, value in raw.items() if key != "defaults"}
+        if isinstance(raw.get("container"), dict):
+            merged["container"] = _with_tuples(raw["container"])
         for stage in STAGES:
             own = raw.get(stage, {})
             merged[stage] = _merged(defaults, own) if isinstance(own, dict) else own

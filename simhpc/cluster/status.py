@@ -19,6 +19,9 @@ from simhpc.stages import STAGES, done_tasks, stage_module
 from simhpc.stages.progress import Progress, read_progress
 from simhpc.stages.task import Task
 
+ATTEMPT_MARK = "===== simhpc: attempt "
+"""Every attempt's first line in both logs; requeued attempts append to the same files."""
+
 OUT_OF_MEMORY = "out of memory"
 """How the reason of such a task begins."""
 CANCELLED = "cancelled"
@@ -402,6 +405,8 @@ def _reason(run: Run, last: Attempt, slurm: JobState, progress: Progress | None)
             return "preempted, and the job was not requeued"
         case "CANCELLED":
             return CANCELLED
+    if words := _of_launcher(said):
+        return words
     if progress is not None and progress.state == "failed" and progress.error:
         return progress.error
     if not last.log(run, "err").exists():
@@ -423,6 +428,14 @@ def _log_end(path: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _of_launcher(text: str) -> str:
+    """Why the last attempt did not get as far as Python: our launcher's words, or Apptainer's; empty if it did."""
+    since = text.rpartition(ATTEMPT_MARK)
+    lines = [line.strip() for line in since[2].splitlines()]
+    found = [line for line in lines if line.startswith(("simhpc: on ", "FATAL:"))]
+    return found[-1].removeprefix("simhpc: ") if found else ""
 
 
 def _last_error(text: str) -> str:

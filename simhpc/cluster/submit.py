@@ -21,14 +21,16 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.slurm import slurm as submitit_slurm
 
-from simhpc.cluster import ledger, local, scheduler
+from simhpc.cluster import container, ledger, local, scheduler
+from simhpc.cluster.container import LAUNCHER, Launch
 from simhpc.cluster.job import REQUEUE_LINES, START_LINES, run_task
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.planning import Batch, StagePlan
-from simhpc.cluster.profile import StageResources
 from simhpc.cluster.status import Monitor, RunStatus
 from simhpc.errors import SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.rundir import Run, RunDir
+from simhpc.stages import inputs
+from simhpc.store import atomic
 
 
 def check_root(root: Path) -> None:
@@ -39,16 +41,43 @@ def check_root(root: Path) -> None:
     """
     local.check_root(root)
     text = str(root.resolve())
-    if "\\" in text or not text.isprintable():
-        raise SimhpcError(
-            f"{text!r}: a batch script cannot hold a backslash or a control character in a path; choose another --out"
-        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SimhpcError(f"{text!r}: the name is no UTF-8 text; choose another --out") from None
+    if "\\" in text:
+        raise SimhpcError(f"{text!r}: Slurm takes no log file with a backslash in its path; choose another --out")
 
 
-def submit(run: Run, plans: Sequence[StagePlan]) -> Iterator[Submission]:
+def look_at_containers(run: Run, plans: Sequence[StagePlan]) -> dict[str, Launch]:
+    """How the plan's batches are started in their containers, after a look at the images; see `container.launches`."""
+    batches = [batch for stage_plan in plans for batch in stage_plan.batches]
+    known = [entry.container for entry in ledger.read(run.dir) if entry.container is not None]
+    return container.launches(run, batches, known)
+
+
+def downloads(run: Run, plans: Sequence[StagePlan]) -> str:
+    """What tasks outside a container would have to download, in words; empty if nothing."""
+    batches = [batch for stage_plan in plans for batch in stage_plan.batches if batch.container is None]
+    by_key = {model.key: model for batch in batches for model in inputs.unstaged(run, batch.stage, batch.models)}
+    if not by_key:
+        return ""
+    from simhpc.zoo import weights
+
+    missing = list(by_key.values())
+    return (
+        f"{container.unstaged_words(missing)}. Each task will try to download its own, which fails on nodes without "
+        f"network; this fetches them first: {weights.staging_command(missing)}"
+    )
+
+
+def submit(run: Run, plans: Sequence[StagePlan], launches: Mapping[str, Launch] | None = None) -> Iterator[Submission]:
     """Submit a plan, batch by batch, each noted in the ledger before and after.
 
     Slurm is asked of every kind of job before the first is submitted.
+
+    Args:
+        launches: what `look_at_containers` gave, if any batch runs in a container.
 
     Yields:
         What was submitted, as it is. Whatever was yielded before an error stays submitted.
@@ -68,14 +97,15 @@ def submit(run: Run, plans: Sequence[StagePlan]) -> Iterator[Submission]:
         if (words := refusal(run.dir, batch)) and _NO_SUCH_NODE_NOW not in words:
             raise _refused(batch, words, "nothing was submitted")
     for batch in batches:
-        submission = _submit(run, batch, job_of_batch)
+        submission = _submit(run, batch, job_of_batch, (launches or {}).get(batch.id))
         assert submission.job_id is not None
         job_of_batch[batch.id] = submission.job_id
         yield submission
 
 
-def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submission:
-    parameters = _parameters(batch, job_of_batch)
+def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str], launch: Launch | None) -> Submission:
+    assert (launch is None) == (batch.container is None)
+    parameters = _parameters(run.dir, batch, job_of_batch)
     submission = Submission(
         id=batch.id,
         stage=batch.stage,
@@ -90,16 +120,20 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str]) -> Submissi
         resources=batch.resources.model_dump(mode="json"),
         retry=batch.retry.model_dump(mode="json"),
         profile=batch.profile,
+        container=None if launch is None else launch.checked.as_plain(),
     )
     ledger.write(run.dir, submission)
     # submitit prints Slurm's refusal itself; it belongs into the error.
     said = io.StringIO()
     try:
+        folder = run.dir.submissions / batch.folder
+        if launch is not None:
+            atomic.write_text(folder / LAUNCHER, launch.script)
         with (
             contextlib.redirect_stderr(said),
-            scheduler.environment(sbatch_environment(batch.resources)),
+            scheduler.environment(sbatch_environment(run.dir, batch)),
         ):
-            executor = submitit.SlurmExecutor(folder=run.dir.submissions / batch.folder, python=_python())
+            executor = submitit.SlurmExecutor(folder=folder, python=_python(run.dir, batch))
             executor.update_parameters(**parameters)
             jobs = executor.map_array(run_task, *zip(*_arguments(run, batch), strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
@@ -131,7 +165,7 @@ def refusal(run_dir: RunDir, batch: Batch) -> str:
         file.write(script(run_dir, alone))
         file.flush()
         try:
-            with scheduler.environment(sbatch_environment(batch.resources)):
+            with scheduler.environment(sbatch_environment(run_dir, batch)):
                 # It tries for half a minute to reach a controller that is away.
                 scheduler.call(["sbatch", "--test-only", file.name], timeout_s=2 * scheduler.TIMEOUT_S)
         except SchedulerUnavailableError as error:
@@ -230,20 +264,32 @@ def look_before_submitting(run: Run) -> RunStatus:
     return status
 
 
-def sbatch_environment(resources: StageResources) -> dict[str, str]:
+def sbatch_environment(run_dir: RunDir, batch: Batch) -> dict[str, str]:
     """The environment that sbatch is to read a batch script in: what the profile says is what counts."""
+    resources = batch.resources
     named = {name for name in ("account", "partition", "qos") if getattr(resources, name) is not None}
-    return scheduler.environment_for_sbatch(named | resources.sbatch.keys())
+    logs = {f"SBATCH_{name.upper()}": path for name, path in _logs_out_of_line(run_dir, batch).items()}
+    return scheduler.environment_for_sbatch(named | resources.sbatch.keys()) | logs
+
+
+def _logs_out_of_line(run_dir: RunDir, batch: Batch) -> dict[str, str]:
+    """The job's two logs, if a line of a batch script cannot name them; sbatch then reads them from its environment."""
+    folder = run_dir.submissions / batch.folder
+    if str(folder).isprintable():
+        return {}
+    paths, job = JobPaths(folder), "%A_%a" if len(batch.models) > 1 else "%j"
+    logs = {"output": paths.stdout, "error": paths.stderr}
+    return {name: str(path).replace("%j", job).replace("%t", "0") for name, path in logs.items()}
 
 
 def script(run_dir: RunDir, batch: Batch) -> str:
     """The batch script that `submit` would hand to sbatch, with `<...>` for the numbers of jobs not yet submitted."""
     placeholders = {batch_id: f"<job of {batch_id}>" for batch_id in (*batch.after_batches, batch.after_same or "")}
     folder = run_dir.submissions / batch.folder
-    parameters = _parameters(batch, placeholders)
+    parameters = _parameters(run_dir, batch, placeholders)
     if len(batch.models) > 1:
         parameters["map_count"] = len(batch.models)
-    command = f"{_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{_python(run_dir, batch)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     text: str = submitit_slurm._make_sbatch_string(command=command, folder=folder, **parameters)
     return text
 
@@ -253,18 +299,24 @@ def _arguments(run: Run, batch: Batch) -> list[tuple[str, str, str, int, int]]:
     return [(root, batch.stage, model, *limits) for model in batch.models]
 
 
-def _python() -> str:
-    return shlex.quote(sys.executable)
+def _python(run_dir: RunDir, batch: Batch) -> str:
+    """The words of a shell that start Python on a node."""
+    if batch.container is None:
+        return shlex.quote(sys.executable)
+    # By name, as a disk of theirs may not allow its files to be executed.
+    return f"bash {shlex.quote(str(run_dir.submissions / batch.folder / LAUNCHER))}"
 
 
-def _parameters(batch: Batch, job_of_batch: Mapping[str, str]) -> dict[str, Any]:
+def _parameters(run_dir: RunDir, batch: Batch, job_of_batch: Mapping[str, str]) -> dict[str, Any]:
     """What submitit's SlurmExecutor is told, in its own names."""
     resources = batch.resources
     jobs = [*batch.after_jobs, *(job_of_batch[other] for other in batch.after_batches)]
     after = [f"afterany:{':'.join(jobs)}"] if jobs else []
     # Requeue whatever the cluster's default: every task goes on from its files.
     # submitit would take another signal from SUBMITIT_PREEMPT_SIGNAL.
-    further: dict[str, Any] = {"requeue": True, "signal": f"USR2@{resources.delay_s}"}
+    signal = "USR2" if batch.container is None else str(container.SIGNAL.value)
+    further: dict[str, Any] = {"requeue": True, "signal": f"{signal}@{resources.delay_s}"}
+    further |= dict.fromkeys(_logs_out_of_line(run_dir, batch), "/dev/null")
     # To submitit, what is false is a value; a stage may say it to undo a default.
     further |= {name: value for name, value in resources.sbatch.items() if value is not False}
     if batch.after_same is not None:

@@ -15,10 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from simhpc.cluster import scheduler
+from simhpc.cluster import container, scheduler
 from simhpc.cluster.checks import FAILED, OK, WARNING, Check, Kind, one_line
-from simhpc.cluster.probe import FROM_LOGIN, FROM_NODE, SEEN_WITHIN_S, NodeReport, versions, wait_for_nonce
-from simhpc.cluster.profile import StageResources
+from simhpc.cluster.container import Checked
+from simhpc.cluster.probe import FROM_LOGIN, FROM_NODE, SCONTROL, SEEN_WITHIN_S, NodeReport, versions, wait_for_nonce
+from simhpc.cluster.profile import Bind, StageResources
 from simhpc.errors import SchedulerError
 from simhpc.store import atomic
 
@@ -39,7 +40,14 @@ class _NoFreeNodeError(SchedulerError):
     """The trial job was still waiting after `WAIT_S`."""
 
 
-def run_trial(kind: Kind, folder: Path) -> Iterator[Check]:
+def run_trial(kind: Kind, folder: Path, checked: Checked | None = None) -> Iterator[Check]:
+    """Run `cluster.probe` on a node, and tell what it found.
+
+    Args:
+        kind: what the job gets.
+        folder: on the disk of the run directory; a folder is made in it, and removed.
+        checked: the image to run it in.
+    """
     nonce = secrets.token_hex(8)
     # One file system with the run directory, and seen by nobody else.
     shared = folder / f".simhpc-doctor-{nonce}"
@@ -48,7 +56,14 @@ def run_trial(kind: Kind, folder: Path) -> Iterator[Check]:
         atomic.write_text(shared / FROM_LOGIN, nonce)
         started_unix_s = time.time()
         try:
-            said, ended_unix_s = _run_job(_srun_command(kind.resources, shared, nonce), f"simhpc-doctor-{nonce}")
+            python = [sys.executable]
+            if checked is not None:
+                needs = container.Needs((Bind(source=str(shared), mode="rw"),))
+                script = shared / container.LAUNCHER
+                atomic.write_text(script, container.launcher(checked, needs, kind.resources))
+                python = ["bash", str(script)]
+            command = _srun_command(kind.resources, [*python, "-m", "simhpc.cluster.probe", str(shared), nonce], nonce)
+            said, ended_unix_s = _run_job(command, f"simhpc-doctor-{nonce}")
         except SchedulerError as error:
             # A full queue is no fault of the cluster or the profile.
             level = WARNING if isinstance(error, _NoFreeNodeError) else FAILED
@@ -66,17 +81,20 @@ def run_trial(kind: Kind, folder: Path) -> Iterator[Check]:
         yield Check(
             "trial job",
             OK,
-            f"ran on {data.get('host')} with the resources of {kind.name}, {ended_unix_s - started_unix_s:.0f} s",
+            f"ran on {data.get('host')}{'' if checked is None else ' inside the image'} with the resources of "
+            f"{kind.name}, {ended_unix_s - started_unix_s:.0f} s",
         )
-        yield _check_versions(data.get("versions"))
+        yield _check_versions(data.get("versions"), is_contained=checked is not None)
         # Another simhpc may print other fields.
         if set(data) == {field.name for field in fields(NodeReport)}:
-            yield from _node_checks(NodeReport(**data), kind, shared, ended_unix_s)
+            # In a container without a place for them, temporary files lie in memory, which is Apptainer's affair.
+            is_in_memory = checked is not None and checked.container.scratch is None
+            yield from _node_checks(NodeReport(**data), kind, shared, ended_unix_s, is_in_memory=is_in_memory)
     finally:
         shutil.rmtree(shared, ignore_errors=True)
 
 
-def _srun_command(resources: StageResources, shared: Path, nonce: str) -> list[str]:
+def _srun_command(resources: StageResources, probe: Sequence[str], nonce: str) -> list[str]:
     asked: dict[str, str | int | bool | None] = {
         "job-name": f"simhpc-doctor-{nonce}",
         "nodes": 1,
@@ -92,9 +110,9 @@ def _srun_command(resources: StageResources, shared: Path, nonce: str) -> list[s
         **{name: value for name, value in resources.sbatch.items() if name not in _NOT_FOR_SRUN},
     }
     options = [f"--{k}" if v is True else f"--{k}={v}" for k, v in asked.items() if v is not None and v is not False]
-    # As in the batch script, a setup line that fails does not stop the rest.
-    lines = "\n".join([*resources.setup, 'exec "$@"'])
-    probe = [sys.executable, "-m", "simhpc.cluster.probe", str(shared), nonce]
+    # As in the batch script, a setup line that fails does not stop the rest. Whether there is scontrol has to be seen
+    # from outside a container.
+    lines = "\n".join([*resources.setup, f"export {SCONTROL}=$(command -v scontrol)", 'exec "$@"'])
     return ["srun", *options, "bash", "-c", lines, "simhpc-doctor", *probe]
 
 
@@ -157,13 +175,15 @@ def _read_report(said: str, nonce: str) -> dict[str, Any] | None:
     return None
 
 
-def _check_versions(there: object) -> Check:
+def _check_versions(there: object, *, is_contained: bool) -> Check:
     here = versions()
     if not isinstance(there, dict):
         return Check("software", FAILED, "the node did not say its versions", "install the same simhpc there")
+    # An image brings its own torch; what was checked of it are simhpc and the study's schema.
+    compared = ["simhpc", "submitit"] if is_contained else list({**here, **there})
     told = [
         f"{name} {here.get(name)} here, {there.get(name)} there"
-        for name in {**here, **there}
+        for name in compared
         if here.get(name) != there.get(name)
     ]
     if told:
@@ -173,19 +193,23 @@ def _check_versions(there: object) -> Check:
             "the node has other versions: " + "; ".join(told),
             f"use one environment on a shared disk for both (here: {sys.prefix})",
         )
-    return Check(
-        "software", OK, "as here: " + ", ".join(f"{name} {here[name]}" for name in ("python", "simhpc", "torch"))
-    )
+    names = ", ".join(f"{name} {there.get(name)}" for name in ("python", "simhpc", "torch"))
+    return Check("software", OK, f"in the image: {names}" if is_contained else f"as here: {names}")
 
 
-def _node_checks(report: NodeReport, kind: Kind, shared: Path, ended_unix_s: float) -> Iterator[Check]:
+def _node_checks(
+    report: NodeReport, kind: Kind, shared: Path, ended_unix_s: float, *, is_in_memory: bool
+) -> Iterator[Check]:
     yield _check_shared(report, shared)
     if report.seen_after_s is not None and not report.not_writable:
         yield _check_hdf5(report)
     yield _check_torch(report, kind)
     free_bytes = report.temporary_free_bytes
     free = "unknown" if free_bytes is None else f"{free_bytes / 2**30:.1f} GiB"
-    if free_bytes is None or free_bytes < _NODE_FREE_GIB * 2**30:
+    if is_in_memory:
+        told = f"{free} in memory; container.scratch in the profile gives them a disk"
+        yield Check("temporary files on the node", OK, told)
+    elif free_bytes is None or free_bytes < _NODE_FREE_GIB * 2**30:
         advice = "set another one in the profile: setup = ['export TMPDIR=/somewhere/else']"
         yield Check("temporary files on the node", WARNING, f"free space in {report.temporary}: {free}", advice)
     else:
@@ -269,7 +293,7 @@ def _check_torch(report: NodeReport, kind: Kind) -> Check:
             report.no_torch,
             "does the profile's setup load what torch needs, and is torch built for this driver?",
         )
-    names = ", ".join(report.devices)
+    names = ", ".join(["the CPU", *report.devices])
     if kind.resources.asks_for_gpu and not report.devices:
         return Check(
             "torch on the node",
@@ -277,6 +301,5 @@ def _check_torch(report: NodeReport, kind: Kind) -> Check:
             "a GPU was asked for, but torch sees none: a study with device = 'cuda' would fail, others use the CPU",
             "is it a torch for CUDA, and does the partition give GPUs? try `srun --gpus=1 nvidia-smi`",
         )
-    return Check(
-        "torch on the node", OK, f"imports and computes on {names}" if names else "imports; no GPU was asked for"
-    )
+    told = f"attacks a small model on {names}" + ("" if report.devices else "; no GPU was asked for")
+    return Check("torch on the node", OK, told)

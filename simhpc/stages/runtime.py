@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
-from simhpc.store import image_set
+from simhpc.store import hdf5, image_set
 from simhpc.store.provenance import Provenance
 from simhpc.study import Model, Resources
 from simhpc.zoo.timm_import import timm
@@ -57,5 +57,5 @@ def provenance(run: Run, model: Model, weights_sha256: str, device: torch.device
         threads=run.study.resources.threads_per_task,
         torch=str(torch.__version__),
         timm=timm.__version__,
-        container=os.environ.get("SIMHPC_CONTAINER_DIGEST", "none"),
+        container=hdf5.container(),
     )

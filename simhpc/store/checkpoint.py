@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from simhpc.errors import BadFileError, MissingInputError
+from simhpc.store import hdf5
 from simhpc.store.atomic import replacing
 from simhpc.store.filecache import cached_by_file
 
@@ -26,6 +27,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
         "simhpc_format": KIND,
         "simhpc_format_version": VERSION,
         "weights_sha256": weights_sha256(weights),
+        "container": hdf5.container(),
         **metadata,
     }
     with replacing(path, verify=_verify) as temporary:

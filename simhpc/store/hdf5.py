@@ -1,6 +1,6 @@
 """What all HDF5 files of a run share: how they say what they are, and how that is checked.
 
-Root attributes `format`, `format_version`, `created_by` and `content_sha256` stand in every file. Each
+Root attributes `format`, `format_version`, `created_by`, `container` and `content_sha256` stand in every file. Each
 dataset carries its own `sha256` and, through HDF5's Fletcher-32 filter, a checksum per chunk, so that a
 flipped bit is an error and never a number. No filter needs a plugin.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ from simhpc.store.atomic import replacing
 Array = NDArray[Any]
 Attributes = dict[str, Any]
 
+CONTAINER_DIGEST = "SIMHPC_CONTAINER_DIGEST"
+"""The variable that tells a task in which image it runs."""
+
 _CHUNK_BYTES = 1 << 20
+
+
+def container() -> str:
+    """The digest of the container image that this process runs in, or `none`."""
+    return os.environ.get(CONTAINER_DIGEST, "none")
 
 
 def write(path: Path, *, kind: str, version: int, attributes: Attributes, datasets: Mapping[str, Array]) -> None:
@@ -44,6 +53,7 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
             format=kind,
             format_version=version,
             created_by=f"simhpc {__version__}",
+            container=container(),
             content_sha256=_combine(hashes),
         )
 

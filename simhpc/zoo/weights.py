@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
 from simhpc.errors import BadFileError, ModelError
@@ -101,13 +104,42 @@ def load_pretrained(model: Model, arguments: dict[str, Any]) -> nn.Module:
     try:
         loaded: nn.Module = timm.create_model(**arguments)
     except Exception as error:
-        fetch = f"import timm; timm.create_model('{model.timm_name}', pretrained=True)"
         raise ModelError(
             f"model {model.key!r}: the weights of {model.timm_name!r} cannot be loaded: {error}. They are looked for "
             "in the Hugging Face cache ($HF_HOME) and then, unless HF_HUB_OFFLINE=1, on the hub; on a machine with "
-            f'network, this fetches them: python -c "{fetch}"'
+            f"network, this fetches them: {staging_command([model])}"
         ) from error
     return loaded
+
+
+def caches() -> dict[str, Path]:
+    """Where timm's weights lie on this machine, by the variable that says so: the hub's cache, and torch's."""
+    return {"HF_HUB_CACHE": Path(constants.HF_HUB_CACHE), "TORCH_HOME": Path(torch.hub.get_dir()).parent}
+
+
+def is_staged(model: Model) -> bool:
+    """Whether the weights of a pretrained model are on this machine, so that no network is needed."""
+    config = timm.models.get_pretrained_cfg(model.timm_name)
+    if config is None:
+        return False
+    # The very choice that timm will make.
+    kind, where = timm.models._builder._resolve_pretrained_source(config.to_dict())
+    if kind == "hf-hub":
+        repository, filename = where if isinstance(where, tuple) else (where, timm.models._hub.HF_WEIGHTS_NAME)
+        name, revision = timm.models._hub.hf_split(repository)
+        names = [*timm.models._hub._get_safe_alternatives(filename), filename]
+        return any(isinstance(try_to_load_from_cache(name, each, revision=revision), str) for each in names)
+    if kind == "url":
+        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(where).path).name).is_file()
+    return kind == "file" and Path(where).is_file()
+
+
+def staging_command(models: Sequence[Model]) -> str:
+    """What to type on a machine with network, so that `is_staged` holds for these models."""
+    names = ", ".join(f"'{model.timm_name}'" for model in models)
+    # Not `import timm`: see `timm_import`.
+    timm_too = "from simhpc.zoo.timm_import import timm"
+    return f'python -c "{timm_too}; [timm.create_model(name, pretrained=True) for name in [{names}]]"'
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:

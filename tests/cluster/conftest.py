@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
-from cluster.devcluster import DevCluster
+from cluster.devcluster import CHECKOUT, DevCluster
+from cluster.scenario import PROFILE, Scenario
+from tiny import tiny
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +20,48 @@ def devcluster() -> DevCluster:
     cluster = DevCluster()
     _measured.append(cluster.measured)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def demo(devcluster: DevCluster) -> Path:
+    """The demo study in the container, submitted before everything else, so that it lives through all of it."""
+    folder = devcluster.folder("demo")
+    run = folder / "run"
+    started_s = time.monotonic()
+    command = (
+        "submit",
+        "all",
+        CHECKOUT / "jobs" / "demo.toml",
+        "--profile",
+        CHECKOUT / "slurm" / "devcluster-container.toml",
+    )
+    devcluster.simhpc(*command, "--out", run)
+    submitted_s = time.monotonic()
+    devcluster.wait(run, lambda found: any(task["state"] == "running" for task in found["tasks"]), "a first task runs")
+    devcluster.measure(
+        "demo, all stages submitted after", f"{submitted_s - started_s:.1f} s (models checked, images made)"
+    )
+    devcluster.measure("first task seen running after the submission", f"{time.monotonic() - submitted_s:.1f} s")
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(devcluster: DevCluster, demo: Path) -> Path:
+    """Checkpoints of the tiny study's models, trained on the cluster."""
+    folder = devcluster.folder("trained")
+    study = devcluster.write(folder / "study.toml", tiny())
+    profile = devcluster.write(folder / "profile.toml", PROFILE)
+    devcluster.simhpc("submit", "train", study, "--profile", profile, "--out", folder / "run", "--wait")
+    return folder / "run" / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def whole(devcluster: DevCluster, trained: Path) -> bytes:
+    """The adversarial set of an attack that nothing happened to."""
+    scenario = Scenario(devcluster, trained, "whole")
+    scenario.submit()
+    assert scenario.done()["restarts"] == 0
+    return scenario.bytes()
 
 
 _measured: list[list[str]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -25,12 +26,14 @@ class DevCluster:
     """What slurm/devcluster/up.sh has brought up.
 
     Attributes:
+        program: path of `simhpc`.
         measured: figures that tests noted, shown at the end of the session.
     """
 
     def __init__(self) -> None:
         self.user = pwd.getpwnam(os.environ["DEVCLUSTER_USER"])
         self.home = Path(os.environ["DEVCLUSTER_DIR"]) / "home"
+        self.program = SIMHPC
         self.measured: list[str] = []
 
     def folder(self, name: str) -> Path:
@@ -60,11 +63,11 @@ class DevCluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def as_user(self, command: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def as_user(self, command: Sequence[object], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Any command, as the ordinary user, with a login shell's environment."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "SLURM_CONF": os.environ["SLURM_CONF"]}
         return subprocess.run(
-            command,
+            list(map(str, command)),
             user=self.user.pw_uid,
             group=self.user.pw_gid,
             extra_groups=[],
@@ -157,11 +160,27 @@ class DevCluster:
                 continue
             if (
                 b"submitit.core._submit" in words
-                and b"srun" not in words[0]
+                and b"/python" in words[0]
                 and f"SLURM_JOB_ID={raw}".encode() in environment
             ):
                 return int(folder.name)
         raise AssertionError(f"job {job} ({raw}) has no process")
+
+    def step_of(self, pid: int) -> list[int]:
+        """All processes of the job step that a process belongs to: what its slurmstepd has started."""
+        parents = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                # The name may hold anything; what follows its last parenthesis does not.
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)] = int(stat[1])
+        above = [pid]
+        while b"slurmstepd" not in (Path("/proc") / str(parents[above[-1]]) / "cmdline").read_bytes():
+            above.append(parents[above[-1]])
+        found = {above[-1]}
+        while more := {child for child, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def measure(self, what: str, value: str) -> None:
         self.measured.append(f"{what}: {value}")

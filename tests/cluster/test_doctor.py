@@ -337,7 +337,7 @@ def test_states_of_nodes(state, works):
         ({"no_locks": "errno = 37"}, "HDF5", WARNING, "file locks do not work"),
         ({"no_locks": "errno = 37", "no_hdf5": "errno = 37"}, "HDF5", FAILED, "cannot write"),
         ({"no_torch": "ImportError: libcudart"}, "torch on the node", FAILED, "libcudart"),
-        ({"devices": ["H200"]}, "torch on the node", OK, "computes on H200"),
+        ({"devices": ["H200"]}, "torch on the node", OK, "attacks a small model on the CPU, H200"),
         ({"temporary_free_bytes": 2**20}, "temporary files on the node", WARNING, "0.0 GiB"),
         ({"temporary_free_bytes": None}, "temporary files on the node", WARNING, "unknown"),
         ({"has_scontrol": False}, "requeueing from the node", WARNING, "cannot requeue itself"),

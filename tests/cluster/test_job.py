@@ -11,8 +11,11 @@ import time
 import pytest
 from tiny import tiny, write_study
 
-from simhpc.cluster import job
+from simhpc import __version__
+from simhpc.cluster import image, job
+from simhpc.cluster.container import SIGNAL, SUBMITTED_WITH
 from simhpc.cluster.job import REQUEUE_EXIT_CODE
+from simhpc.errors import ContainerError
 from simhpc.rundir import open_run
 from simhpc.stages import aggregate, evaluate
 from simhpc.stages.progress import Interrupted, ProgressFile, read_progress
@@ -223,3 +226,26 @@ def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow):
     assert "raise timeout_min (now 1)" in progress.error
     assert "batch_size" not in progress.error  # that of a training is its own
     assert open_run(slow.dir.root).study == slow.study
+
+
+def test_the_other_signal_stops_a_task_too(slow):
+    """In a container it is another one; and it comes again and again."""
+    slow.dir.adversarial("cnn").unlink()
+    process = start(slow, "attack", "cnn")
+    wait_for(lambda: parts(slow))
+    for _ in range(5):
+        process.send_signal(SIGNAL)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == REQUEUE_EXIT_CODE, said
+    assert "asks to be requeued" in out
+
+
+def test_an_image_with_another_simhpc_says_so(copied, monkeypatch):
+    monkeypatch.setenv(SUBMITTED_WITH, f"0.0.9 {image.schema_sha256()}")
+    with pytest.raises(ContainerError, match=r"submitted by simhpc 0\.0\.9, and the image holds simhpc"):
+        job.run_task(str(copied.dir.root), "attack", "cnn", 60, 120)
+    monkeypatch.setenv(SUBMITTED_WITH, f"{__version__} other")
+    with pytest.raises(ContainerError, match="which reads other studies"):
+        job.run_task(str(copied.dir.root), "attack", "cnn", 60, 120)
+    monkeypatch.setenv(SUBMITTED_WITH, f"{__version__} {image.schema_sha256()}")
+    assert job.run_task(str(copied.dir.root), "attack", "cnn", 60, 120) == {}  # done already

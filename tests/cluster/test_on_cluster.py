@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster.devcluster import CHECKOUT, SIMHPC, DevCluster
-from tiny import MODELS, tiny
+from cluster.devcluster import CHECKOUT, SIMHPC
+from cluster.scenario import PROFILE, RUN, STEPS, Scenario, study_of
+from tiny import tiny
 
 from simhpc.rundir import RunDir, open_run
 from simhpc.store import adversarial, similarity
@@ -22,134 +23,9 @@ from simhpc.store.image_set import load as load_images
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-PROFILE = {
-    "defaults": {"partition": "main", "account": "lab", "timeout_min": 30, "mem_gb": 1.0, "array_parallelism": 4}
-}
-
-
-@pytest.fixture(scope="session")
-def demo(devcluster: DevCluster) -> Path:
-    """The demo study, submitted as a whole before everything else, so that it lives through all of it."""
-    folder = devcluster.folder("demo")
-    run = folder / "run"
-    started_s = time.monotonic()
-    command = ("submit", "all", CHECKOUT / "jobs" / "demo.toml", "--profile", CHECKOUT / "slurm" / "devcluster.toml")
-    devcluster.simhpc(*command, "--out", run)
-    submitted_s = time.monotonic()
-    devcluster.wait(run, lambda found: any(task["state"] == "running" for task in found["tasks"]), "a first task runs")
-    devcluster.measure(
-        "demo, all stages submitted after", f"{submitted_s - started_s:.1f} s (models checked, images made)"
-    )
-    devcluster.measure("first task seen running after the submission", f"{time.monotonic() - submitted_s:.1f} s")
-    return run
-
-
-@pytest.fixture(scope="session")
-def trained(devcluster: DevCluster, demo: Path) -> Path:
-    """Checkpoints of the tiny study's models, trained on the cluster."""
-    folder = devcluster.folder("trained")
-    study = devcluster.write(folder / "study.toml", tiny())
-    profile = devcluster.write(folder / "profile.toml", PROFILE)
-    devcluster.simhpc("submit", "train", study, "--profile", profile, "--out", folder / "run", "--wait")
-    return folder / "run" / "checkpoints"
-
-
-def study_of(trained: Path, copies: dict[str, str], **changes) -> dict:
-    """A study of these models with the trained weights: {key: which of the tiny study's models}."""
-    raw = tiny(("cnn",), **changes)
-    data = raw["models"][0]["data"]
-    raw["models"] = []
-    for key, kind in copies.items():
-        args = {**MODELS[kind]["args"], "num_classes": 10}
-        weights = f"checkpoint:{trained / f'{kind}.safetensors'}"
-        raw["models"].append({"key": key, "timm": MODELS[kind]["timm"], "args": args, "data": data, "weights": weights})
-    return raw
-
-
-class Scenario:
-    """One study of one slow attack, and what it should come to."""
-
-    def __init__(self, devcluster: DevCluster, trained: Path, name: str) -> None:
-        self.cluster = devcluster
-        self.folder = devcluster.folder(name)
-        self.run = self.folder / RUN
-        raw = study_of(trained, {"cnn": "cnn"}, attack={"steps": STEPS}, resources={"batch_size": 4})
-        self.study = devcluster.write(self.folder / "study.toml", raw)
-
-    def submit(self, code: int = 0, **profile) -> subprocess.CompletedProcess[str]:
-        raw = {**PROFILE, "attack": {key: value for key, value in profile.items() if key != "retry"}}
-        if "retry" in profile:
-            raw["retry"] = profile["retry"]
-        path = self.cluster.write(self.folder / "profile.toml", raw)
-        return self.cluster.simhpc("submit", "attacks", self.study, "--profile", path, "--out", self.run, code=code)
-
-    def parts(self) -> int:
-        return len(list(RunDir(self.run).attack_parts("cnn").glob("*/*.h5")))
-
-    def in_mid_attack(self, parts: int = 2) -> dict:
-        """Wait until some batches are finished and others are not."""
-        self.cluster.wait(self.run, lambda _: self.parts() >= parts, f"{parts} finished batches")
-        task = self.cluster.task(self.run, "attack", "cnn")
-        assert task["state"] == "running", task
-        return task
-
-    def done(self, timeout_s: float = 300, *, repair: bool = False) -> dict:
-        self.cluster.wait_for_state(self.run, "attack", "done", timeout_s, repair=repair)
-        # The output is there a moment before Slurm says that its job is over.
-        self.cluster.wait(
-            self.run,
-            lambda now: not any(task["is_live"] for task in now["tasks"]),
-            "its job is over",
-            90,
-            repair=repair,
-        )
-        return self.cluster.task(self.run, "attack", "cnn")
-
-    def bytes(self) -> bytes:
-        return RunDir(self.run).adversarial("cnn").read_bytes()
-
-    def states(self) -> list[str]:
-        """Of every start of the task's last job, as sacct tells them."""
-        job = self.cluster.task(self.run, "attack", "cnn")["job"]
-        return [start["State"].split()[0] for start in self.cluster.accounting(job)]
-
-    def agrees(self) -> None:
-        """What status says is what sacct says, as soon as the accounting has heard of it."""
-        deadline_s = time.monotonic() + 30
-        while True:
-            task = self.cluster.task(self.run, "attack", "cnn")
-            said = {"state": task["slurm_state"], "restarts": task["restarts"], "exit_code": task["exit_code"]}
-            starts = self.cluster.accounting(task["job"])
-            told = {}
-            if starts:
-                code = None if task["is_live"] else int(starts[-1]["ExitCode"].split(":")[0])
-                told = {"state": starts[-1]["State"].split()[0], "restarts": len(starts) - 1, "exit_code": code}
-            if said == told:
-                return
-            assert time.monotonic() < deadline_s, (said, told)
-            time.sleep(1)
-
-
-STEPS = 150
-RUN = """it's a "run" of $HOME, é"""
-"""Every scenario's run directory: what a shell, Slurm or submitit might read otherwise arrives intact."""
-
-
-@pytest.fixture(scope="session")
-def whole(devcluster: DevCluster, trained: Path) -> bytes:
-    """The adversarial set of an attack that nothing happened to."""
-    scenario = Scenario(devcluster, trained, "whole")
-    scenario.submit()
-    assert scenario.done()["restarts"] == 0
-    return scenario.bytes()
-
-
-def scenario(devcluster: DevCluster, trained: Path, name: str) -> Scenario:
-    return Scenario(devcluster, trained, name)
-
 
 def test_requeue_in_mid_attack(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "requeue")
+    s = Scenario(devcluster, trained, "requeue")
     s.submit()
     task = s.in_mid_attack()
     s.agrees()
@@ -176,7 +52,7 @@ def test_time_limit_in_mid_attack(devcluster, trained, whole):
 
     The attack is frozen meanwhile, so that a short one reaches its limit.
     """
-    s = scenario(devcluster, trained, "limit")
+    s = Scenario(devcluster, trained, "limit")
     s.submit(timeout_min=2, signal_delay_s=70)
     task = s.in_mid_attack()
     pid = devcluster.pid_of(task["job"])
@@ -199,7 +75,7 @@ def test_a_node_that_is_cut_off_in_mid_attack(devcluster, trained, whole):
 
     It is frozen until then, so that a short attack will do.
     """
-    s = scenario(devcluster, trained, "cut")
+    s = Scenario(devcluster, trained, "cut")
     s.submit()
     task = s.in_mid_attack()
     node, old_pid = task["node"], devcluster.pid_of(task["job"])
@@ -226,7 +102,7 @@ def test_a_node_that_is_cut_off_in_mid_attack(devcluster, trained, whole):
 
 
 def test_preemption_in_mid_attack(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "preempted")
+    s = Scenario(devcluster, trained, "preempted")
     s.submit(partition="low", gpus_per_node=2)
     task = s.in_mid_attack()
     blocker = ["sbatch", "--parsable", "-p", "high", "-A", "lab", "-w", task["node"], "--gpus-per-node=2", "--mem=10M"]
@@ -247,7 +123,7 @@ def test_preemption_in_mid_attack(devcluster, trained, whole):
 
 
 def test_kill_9_and_retry(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "killed")
+    s = Scenario(devcluster, trained, "killed")
     s.submit()
     task = s.in_mid_attack()
     os.kill(devcluster.pid_of(task["job"]), signal.SIGKILL)
@@ -266,7 +142,7 @@ def test_kill_9_and_retry(devcluster, trained, whole):
 
 
 def test_out_of_memory_and_retry_with_more(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "oom")
+    s = Scenario(devcluster, trained, "oom")
     s.submit(mem_gb=0.15, retry={"oom_memory_factor": 10.0, "max_mem_gb": 1.2})
     devcluster.wait_for_state(s.run, "attack", "failed", 60)
     task = devcluster.task(s.run, "attack", "cnn")
@@ -280,7 +156,7 @@ def test_out_of_memory_and_retry_with_more(devcluster, trained, whole):
 
 
 def test_cancel_and_retry(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "cancelled")
+    s = Scenario(devcluster, trained, "cancelled")
     s.submit()
     s.in_mid_attack()
     assert "cancelled  attack     cnn" in devcluster.simhpc("cancel", "cnn", "--run", s.run).stdout
@@ -294,7 +170,7 @@ def test_cancel_and_retry(devcluster, trained, whole):
 
 
 def test_a_full_disk(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "full")
+    s = Scenario(devcluster, trained, "full")
     disk = s.folder / "disk"
     disk.mkdir()
     owner = f"size=4m,uid={devcluster.user.pw_uid},gid={devcluster.user.pw_gid}"
@@ -318,7 +194,7 @@ def test_a_full_disk(devcluster, trained, whole):
 
 def test_a_run_directory_that_the_nodes_cannot_see(devcluster, trained, whole):
     """Here: gone while the job starts, as a disk that is not mounted there would be."""
-    s = scenario(devcluster, trained, "unseen")
+    s = Scenario(devcluster, trained, "unseen")
     s.submit(sbatch={"hold": True})
     job = devcluster.task(s.run, "attack", "cnn")["job"]
     hidden = s.run.with_name("hidden")
@@ -447,7 +323,7 @@ def test_more_models_than_an_array_can_have(devcluster, trained):
     ],
 )
 def test_refusals_are_told_in_slurms_words(devcluster, trained, resources, words):
-    s = scenario(devcluster, trained, f"refused-{next(iter(resources))}-{len(words)}")
+    s = Scenario(devcluster, trained, f"refused-{next(iter(resources))}-{len(words)}")
     said = s.submit(code=2, **resources).stderr
     assert "Slurm refused the attack array of 1 task(s), nothing was submitted" in said
     assert words.lower() in said.lower()
@@ -455,7 +331,7 @@ def test_refusals_are_told_in_slurms_words(devcluster, trained, resources, words
 
 
 def test_a_changed_study_while_jobs_are_queued(devcluster, trained):
-    s = scenario(devcluster, trained, "changed")
+    s = Scenario(devcluster, trained, "changed")
     s.submit(sbatch={"hold": True})
     raw = study_of(trained, {"cnn": "cnn"}, attack={"steps": STEPS + 1}, resources={"batch_size": 4})
     devcluster.write(s.study, raw)
@@ -468,7 +344,7 @@ def test_a_changed_study_while_jobs_are_queued(devcluster, trained):
 
 
 def test_status_while_slurm_is_away(devcluster, trained, whole):
-    s = scenario(devcluster, trained, "away")
+    s = Scenario(devcluster, trained, "away")
     s.submit()
     s.in_mid_attack()
     devcluster.operate("accounting", "off")

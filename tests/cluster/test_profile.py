@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from simhpc.cluster.profile import Retry, StageResources, load_profile, parse_profile
+from simhpc.cluster.profile import Container, Retry, StageResources, load_profile, parse_profile
 from simhpc.errors import ProfileError
 
 SLURM = Path(__file__).parents[2] / "slurm"
@@ -81,3 +82,47 @@ def test_memory_is_raised_up_to_the_limit():
     assert Retry(oom_memory_factor=2, max_mem_gb=2).raised(1.5) == 2
     assert Retry(oom_memory_factor=2, max_mem_gb=1).raised(1.5) == 1.5
     assert Retry().raised(1.5) == 1.5
+
+
+def test_a_container(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text(
+        """
+        [container]
+        image = "images/a $X.sif"
+        binds = ["data", "/abs", { source = "~/rw", target = "/in", mode = "rw" }]
+        env = ["WANDB_MODE"]
+        scratch = "$TMPDIR"
+        """
+    )
+    found = load_profile(path).container
+    assert found.image == str(tmp_path / "images" / "a $X.sif")
+    assert [(bind.source, bind.inside, bind.mode) for bind in found.binds] == [
+        (str(tmp_path / "data"), str(tmp_path / "data"), "ro"),
+        ("/abs", "/abs", "ro"),
+        (str(Path.home() / "rw"), "/in", "rw"),
+    ]
+    assert (found.env, found.scratch, found.nv, found.flags) == (("WANDB_MODE",), "$TMPDIR", None, ())
+    assert parsed().container is None
+    # As the ledger keeps it.
+    assert Container.model_validate_json(json.dumps(found.model_dump(mode="json"))) == found
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        ({}, "container.image: this key is needed"),
+        ({"image": "a", "bind": []}, "container.bind: unknown key; did you mean 'binds'?"),
+        ({"image": "a", "binds": "/x"}, "container.binds: Input should be a list"),
+        ({"image": "a", "binds": [{"sorce": "x"}]}, "container.binds.1.source: this key is needed"),
+        ({"image": "a", "binds": [{"source": "x", "target": "y"}]}, "binds.1.target: must be an absolute path"),
+        ({"image": "a", "binds": [{"source": "x", "mode": "w"}]}, "binds.1.mode: Input should be 'ro' or 'rw'"),
+        ({"image": "a", "env": ["A-B"]}, "container.env.1"),
+        ({"image": "a", "scratch": "rel"}, "container.scratch: must be an absolute path, or $NAME"),
+        ("a.sif", "container: Input should be a table"),
+    ],
+)
+def test_containers_that_are_refused(container, words):
+    with pytest.raises(ProfileError) as refused:
+        parsed(container=container)
+    assert words in str(refused.value)

@@ -49,14 +49,17 @@ def test_pretrained_weights_come_from_the_hub_cache_offline(tmp_path):
         from simhpc.study import Model
         from simhpc.zoo.build import load
         from simhpc.zoo.resolve import resolve_model
+        from simhpc.zoo.weights import caches, is_staged
         model = resolve_model(Model(key="m", timm="test_resnet", weights="pretrained:r160_in1k"), 1000)
+        print(is_staged(model), caches()["HF_HUB_CACHE"])
         print(load(model, num_classes=1000, trained=Path("none"), fits_inside=False).weights_sha256)
     """)
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     loaded = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
-    assert loaded.stdout.strip() == weights.weights_sha256(made), loaded.stderr
+    said = [f"True {tmp_path / 'hub'}", weights.weights_sha256(made)]
+    assert loaded.stdout.splitlines() == said, loaded.stderr
     # And without the cache: a clear message, not a traceback's last line.
     environment["HF_HOME"] = str(tmp_path / "empty")
     failed = subprocess.run(
@@ -64,6 +67,14 @@ def test_pretrained_weights_come_from_the_hub_cache_offline(tmp_path):
     )
     assert "the weights of 'test_resnet.r160_in1k' cannot be loaded" in failed.stderr
     assert "$HF_HOME" in failed.stderr
+    assert failed.stdout.startswith("False")
+    # The command that is told is one that works here, but for the network.
+    command = weights.staging_command([Model(key="m", timm="test_resnet", weights="pretrained:r160_in1k")])
+    program = command.removeprefix('python -c "').removesuffix('"')
+    for home, code in ((tmp_path, 0), (tmp_path / "empty", 1)):
+        environment["HF_HOME"] = str(home)
+        fetched = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+        assert fetched.returncode == code, fetched.stderr
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])

@@ -1,0 +1,43 @@
+"""What tasks read from outside the run directory: a container has to be shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from simhpc.rundir import Run
+from simhpc.study import Model
+
+
+def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
+    """Files and folders that the tasks of these models read, each once; `models` are keys (or `ALL`)."""
+    entries = _entries(run, models)
+    found: list[str] = []
+    if stage == "train":
+        for source in {entry.training.images or run.study.images.source for entry in entries if entry.training}:
+            found += [source, run.study.images.labels]
+    elif stage in ("attack", "evaluate"):
+        found += [entry.weights for entry in entries]
+    split = (text.partition(":") for text in found)
+    return sorted({Path(path) for kind, _, path in split if kind in ("folder", "map", "checkpoint")})
+
+
+def pretrained(run: Run, stage: str, models: Iterable[str]) -> list[Model]:
+    """Those of these models whose tasks load timm's own weights."""
+    return [entry for entry in _entries(run, models) if entry.is_pretrained] if stage in ("attack", "evaluate") else []
+
+
+def unstaged(run: Run, stage: str, models: Iterable[str]) -> list[Model]:
+    """Those of `pretrained` whose weights are not on this machine."""
+    entries = pretrained(run, stage, models)
+    if not entries:
+        return []
+    # timm and torch take seconds to import.
+    from simhpc.zoo import weights
+
+    return [entry for entry in entries if not weights.is_staged(entry)]
+
+
+def _entries(run: Run, models: Iterable[str]) -> list[Model]:
+    wanted = set(models)
+    return [entry for entry in run.study.models if entry.key in wanted]
