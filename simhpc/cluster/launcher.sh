@@ -6,6 +6,12 @@
 #   scratch           folder for temporary files, or empty; scratch_from, the variable that named it, or empty
 #   python signal     inside the image; what a task is sent when it is to save
 
+# Slurm may signal this process alone; the task then has it from here.
+told=
+trap 'told=yes' "$signal"
+# What the task ignores must not end this one: outside a container it does not either.
+trap : TERM
+
 fail() {
     printf 'simhpc: on %s: %s\n' "$(hostname)" "$*" >&2
     exit 1
@@ -51,17 +57,11 @@ if [[ -n $scratch ]]; then
     options+=(--mount "type=bind,\"source=$quoted\",\"destination=$quoted\"")
     export "APPTAINERENV_TMPDIR=$own"
 fi
-# Slurm may signal this process alone; the task then has it from here.
-told=
-trap 'told=yes' "$signal"
-# What the task ignores must not end this one: outside a container it does not either.
-trap : TERM
 apptainer --quiet exec "${options[@]}" "$image" "$python" "$@" &
 child=$!
-wait "$child"
-# That ends with the task, or when a signal comes.
 while kill -0 "$child" 2>/dev/null; do
     if [[ -z $told ]]; then
+        # Until the task ends, or a signal comes.
         wait "$child"
     else
         # Again and again: Python may not have been listening yet. Once it has heard, it listens no more.

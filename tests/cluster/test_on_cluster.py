@@ -29,6 +29,8 @@ def test_requeue_in_mid_attack(devcluster, trained, whole):
     s.submit()
     task = s.in_mid_attack()
     s.agrees()
+    # Frozen, as it would else be done before Slurm ends it.
+    os.kill(devcluster.pid_of(task["job"]), signal.SIGSTOP)
     devcluster.slurm("scontrol", "requeue", task["job"])
     started_s = time.monotonic()
     parts = s.parts()
