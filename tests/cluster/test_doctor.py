@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import h5py
 import pytest
+from cluster.sif import write_sif
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simhpc import __version__
 from simhpc.cluster import capacity, checks, doctor, probe, trial
 from simhpc.cluster.checks import FAILED, OK, WARNING
 from simhpc.cluster.profile import parse_profile
@@ -101,9 +103,10 @@ class Cluster:
     def srun_arguments(self):
         return json.loads((self.slurm.folder / "srun.args").read_text())
 
-    def examine(self, probe=True, **defaults):
+    def examine(self, probe=True, container=None, **defaults):
         """Checks by name."""
-        profile = parse_profile({"defaults": defaults}, where="p.toml")
+        raw = {"defaults": defaults, **({} if container is None else {"container": container})}
+        profile = parse_profile(raw, where="p.toml")
         checks = list(doctor.examine(profile, "p.toml", self.folder, probe=probe))
         found = {check.name: check for check in checks}
         assert len(found) == len(checks)
@@ -129,6 +132,32 @@ def test_all_is_well(cluster):
     assert checks["nodes (all stages)"].found == "2 of 2 in main have 1 CPU(s), 2 GiB, gpu:1"
     arguments = cluster.srun_arguments
     assert {"--gpus-per-node=1", "--account=lab", "--mem=2048M", "--constraint=a", "--time=10"} <= set(arguments)
+
+
+def test_a_container(cluster, tmp_path):
+    """The trial job goes through the launcher; an image's own torch is no fault."""
+    path = write_sif(tmp_path / "it's $X.sif", {"simhpc.git-commit": "abc"})
+    cluster.srun(versions={**probe.versions(), "torch": "2.13.0+cu130"}, temporary_free_bytes=2**20)
+    checks = cluster.examine(container={"image": str(path)})
+    assert levels(checks, FAILED, WARNING) == []
+    assert str(path) in checks["image"].found
+    assert "git-commit abc" in checks["image"].found
+    assert "inside the image" in checks["trial job"].found
+    assert "torch 2.13.0+cu130" in checks["software"].found
+    assert "container.scratch" in checks["temporary files on the node"].found
+    *_, bash, script, module, name, _folder, _nonce = cluster.srun_arguments
+    assert (bash, script.rsplit("/")[-1], module, name) == ("bash", "container.sh", "-m", "simhpc.cluster.probe")
+    cluster.srun(versions={**probe.versions(), "simhpc": "0.0.9"})
+    assert f"simhpc {__version__} here, 0.0.9 there" in cluster.examine(container={"image": str(path)})["software"].found
+
+
+def test_an_image_that_is_not_there(cluster, tmp_path):
+    checks = cluster.examine(container={"image": str(tmp_path / "missing.sif")})
+    assert levels(checks, FAILED) == ["image"]
+    assert "there is no image" in checks["image"].found
+    assert checks["trial job"].found == "not started: there is no image to run it in"
+    other = write_sif(tmp_path / "other.sif", {"simhpc.source": "0"})
+    assert cluster.examine(container={"image": str(other)})["image"].level == WARNING
 
 
 def test_the_probe_itself_runs(cluster):
