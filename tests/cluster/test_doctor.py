@@ -148,7 +148,9 @@ def test_a_container(cluster, tmp_path):
     *_, bash, script, module, name, _folder, _nonce = cluster.srun_arguments
     assert (bash, script.rsplit("/")[-1], module, name) == ("bash", "container.sh", "-m", "simhpc.cluster.probe")
     cluster.srun(versions={**probe.versions(), "simhpc": "0.0.9"})
-    assert f"simhpc {__version__} here, 0.0.9 there" in cluster.examine(container={"image": str(path)})["software"].found
+    assert (
+        f"simhpc {__version__} here, 0.0.9 there" in cluster.examine(container={"image": str(path)})["software"].found
+    )
 
 
 def test_an_image_that_is_not_there(cluster, tmp_path):
