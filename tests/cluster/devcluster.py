@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,31 @@ class DevCluster:
             ):
                 return int(folder.name)
         raise AssertionError(f"job {job} ({raw}) has no process")
+
+    @contextlib.contextmanager
+    def frozen(self, job: str) -> Iterator[None]:
+        """Keep a task from going on until it is killed: Slurm wakes whatever it is about to end.
+
+        It has KillWait left then, in which it would finish a short attack.
+        """
+        pidfd, is_over = os.pidfd_open(self.pid_of(job)), threading.Event()
+
+        def freeze() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                while not is_over.is_set():
+                    signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=freeze)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            os.close(pidfd)
 
     def step_of(self, pid: int) -> list[int]:
         """All processes of the job step that a process belongs to: what its slurmstepd has started."""

@@ -189,13 +189,12 @@ def test_scontrol_requeue_and_kill_inside(devcluster, trained, whole, digest):
     s = Scenario(devcluster, trained, "inside-killed")
     s.submit(container=INSIDE)
     task = s.in_mid_attack()
-    # Frozen, as it would else be done before Slurm ends it.
     first = devcluster.pid_of(task["job"])
-    os.kill(first, signal.SIGSTOP)
-    devcluster.slurm("scontrol", "requeue", task["job"])
-    devcluster.wait(
-        s.run, lambda now: any(t["state"] == "running" and t["restarts"] for t in now["tasks"]), "it runs again"
-    )
+    with devcluster.frozen(task["job"]):
+        devcluster.slurm("scontrol", "requeue", task["job"])
+        devcluster.wait(
+            s.run, lambda now: any(t["state"] == "running" and t["restarts"] for t in now["tasks"]), "it runs again"
+        )
     second, deadline_s = None, time.monotonic() + 60
     while second in (None, first) and time.monotonic() < deadline_s:
         with contextlib.suppress(AssertionError):  # not started yet

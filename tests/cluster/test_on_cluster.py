@@ -29,14 +29,13 @@ def test_requeue_in_mid_attack(devcluster, trained, whole):
     s.submit()
     task = s.in_mid_attack()
     s.agrees()
-    # Frozen, as it would else be done before Slurm ends it.
-    os.kill(devcluster.pid_of(task["job"]), signal.SIGSTOP)
-    devcluster.slurm("scontrol", "requeue", task["job"])
-    started_s = time.monotonic()
-    parts = s.parts()
-    devcluster.wait(
-        s.run, lambda found: any(t["state"] == "running" and t["restarts"] for t in found["tasks"]), "it runs again"
-    )
+    with devcluster.frozen(task["job"]):
+        devcluster.slurm("scontrol", "requeue", task["job"])
+        started_s = time.monotonic()
+        parts = s.parts()
+        devcluster.wait(
+            s.run, lambda found: any(t["state"] == "running" and t["restarts"] for t in found["tasks"]), "it runs again"
+        )
     devcluster.measure("scontrol requeue, running again after", f"{time.monotonic() - started_s:.0f} s")
     assert s.done()["restarts"] == 1
     s.agrees()
@@ -108,7 +107,6 @@ def test_preemption_in_mid_attack(devcluster, trained, whole):
     s.submit(partition="low", gpus_per_node=2)
     task = s.in_mid_attack()
     blocker = ["sbatch", "--parsable", "-p", "high", "-A", "lab", "-w", task["node"], "--gpus-per-node=2", "--mem=10M"]
-    devcluster.slurm(*blocker, "-o", "/dev/null", "--wrap", "sleep 3", cwd=s.folder)
     seen: set[str] = set()
 
     def is_over(found: dict) -> bool:
@@ -116,7 +114,9 @@ def test_preemption_in_mid_attack(devcluster, trained, whole):
         seen.add(now["state"])
         return now["state"] == "done" and not now["is_live"]
 
-    devcluster.wait(s.run, is_over, "it went on and is done")
+    with devcluster.frozen(task["job"]):
+        devcluster.slurm(*blocker, "-o", "/dev/null", "--wrap", "sleep 3", cwd=s.folder)
+        devcluster.wait(s.run, is_over, "it went on and is done")
     # Slurm calls it PREEMPTED for a while before it waits again: whoever believed it would submit it twice.
     assert seen <= {"running", "queued", "done"}
     assert s.states() == ["PREEMPTED", "COMPLETED"]
