@@ -46,6 +46,10 @@ class RunDir:
         """Predictions of an evaluation that is not finished."""
         return self.root / "partial" / "evaluate" / f"{model}.h5"
 
+    def batch_size(self, stage: str, model: str) -> Path:
+        """The batch size that a task found to fit in memory; absent where the study's does."""
+        return self.root / "batch_size" / stage / f"{model}.json"
+
     @property
     def similarity(self) -> Path:
         return self.root / "similarity.h5"

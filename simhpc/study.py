@@ -192,21 +192,27 @@ class Model(Section):
 class Attack(Section):
     """How adversarial images are made. The defaults are the paper's, as read in docs/method.md."""
 
-    name: Literal["pgd-linf"] = "pgd-linf"
-    eps_255: Annotated[int, Field(ge=1, le=255)] = 8
-    """Radius of the L-infinity ball, in units of 1/255."""
-    step_size_eps: Annotated[float, Field(gt=0, le=2)] = 0.1
-    """Step size, in units of eps."""
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 50
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = "pgd-linf"
+    """A file of simhpc/attacks/methods/, with dashes."""
+    eps_255: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """Radius of the attack's ball, in units of 1/255."""
+    step_size_eps: Annotated[float, Field(gt=0, le=4)] | None = None
+    """Step size, in units of eps; absent: the attack's own. Complete in the frozen copy."""
+    steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Gradient steps; absent: the attack's own. Complete in the frozen copy."""
+    restarts: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Random starts of each image; the version that fools its own model best is kept."""
+    args: dict[str, float] = Field(default_factory=dict)
+    """The attack's own arguments; complete in the frozen copy."""
     grid: Literal["native", "canonical"] = "native"
     """Pixels that are attacked: each model's own input, or the stored images with the resize inside the model."""
 
     @field_validator("eps_255", mode="before")
     @classmethod
     def _whole_steps_of_255(cls, value: object) -> object:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
-                "must be a whole number from 1 to 255, in units of 1/255 (8 means 8/255): "
+                "must be a whole number from 1 on, in units of 1/255 (8 means 8/255): "
                 "adversarial images are stored as 8-bit pixels"
             )
         return value
@@ -227,6 +233,9 @@ class Resources(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads_per_task: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images at once; a task halves it for itself as often as memory runs out."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """A mode of `torch.compile` (the last two use CUDA graphs); needs a C++ compiler where tasks run."""
 
 
 class Study(Section):
@@ -234,6 +243,8 @@ class Study(Section):
 
     name: Key
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """In which every model computes, when attacked and when shown images; pixels are float32 throughout."""
     images: Images
     training: Training = Training()
     attack: Attack = Attack()
@@ -266,8 +277,8 @@ class Study(Section):
         raise StudyError(f"study {self.name!r} has no model {key!r}{nearest(key, keys)}")
 
     def settings_sha256(self) -> str:
-        """Identity of the settings that every attacked or evaluated model shares (seed, images, attack)."""
-        return _sha256_of(self.model_dump(mode="json", include={"seed", "images", "attack"}))
+        """Identity of the settings that every attacked or evaluated model shares (seed, precision, images, attack)."""
+        return _sha256_of(self.model_dump(mode="json", include={"seed", "precision", "images", "attack"}))
 
 
 def load_study(path: Path) -> Study:

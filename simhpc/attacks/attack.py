@@ -2,88 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from simhpc.attacks.batches import fixed_size_batches
-from simhpc.attacks.noise import uniform_noise
-from simhpc.attacks.pgd import pgd_linf
+from simhpc.attacks.ahead import read_ahead
+from simhpc.attacks.batches import Target, fixed_size_batches, true_class_margin
+from simhpc.attacks.gradient import InputGradient
+from simhpc.attacks.levels import check_within, to_levels
+from simhpc.attacks.method import Settings
+from simhpc.attacks.noise import unit_ball_points
 
 OnBatch = Callable[[int, Tensor], None]
 """Called with the first position of a batch and its adversarial images, uint8 (B, 3, H, W)."""
 
 
-class EpsilonExceededError(AssertionError):
-    """A stored adversarial image left the ball: a bug, never to be written to a file."""
-
-
+@torch.no_grad()
 def attack_images(
-    classifier: nn.Module,
+    target: Target,
     images: Tensor,
     labels: Tensor,
-    seeds: Sequence[int],
+    seeds: Sequence[Sequence[int]],
+    settings: Settings,
     *,
-    eps_255: int,
-    step_size_eps: float,
-    steps: int,
     batch_size: int,
-    device: torch.device,
     finished: dict[int, Tensor],
     on_batch: OnBatch,
 ) -> Tensor:
-    """PGD L-infinity from a random start in the ball, rounded to 8 bits.
+    """Attack images once for every restart, round to 8 bits, and keep of each image the version that fools best.
+
+    Best is the smallest true-class margin of the stored image, hence one that fools wherever any does. With one
+    restart there is nothing to choose, and nothing is spent on it.
 
     Args:
-        classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, on `device`, frozen.
-        images: uint8 (N, 3, H, W), clean.
-        labels: int64 (N,).
-        seeds: N seeds of the random starts.
-        eps_255: radius in units of 1/255.
-        step_size_eps: step size in units of eps.
+        images: uint8 (N, 3, H, W), clean, on the CPU.
+        labels: int64 (N,), on the CPU.
+        seeds: for each restart, N seeds of the random starts.
         finished: what `on_batch` was given by an earlier call with the same arguments, by first
             position. Those batches are not attacked again, and are taken out of it: no image is in memory twice.
 
     Returns:
-        uint8 (N, 3, H, W), within `eps_255` levels of `images`.
+        uint8 (N, 3, H, W), within `settings.eps_255` levels of `images`.
 
     Raises:
         EpsilonExceededError: a rounded image is further away than that.
     """
-    eps = eps_255 / 255.0
+    method, eps = settings.method, settings.eps_255 / 255.0
+    gradient = InputGradient(target.classifier)
     adversarial = torch.empty_like(images)
-    for positions, count in fixed_size_batches(len(images), batch_size):
-        first = int(positions[0])
-        if first in finished:
-            adversarial[first : first + count] = finished.pop(first)
-            continue
-        clean = images[positions].to(device).to(torch.float32).div_(255.0)
-        noise = uniform_noise([seeds[position] for position in positions.tolist()], tuple(images.shape[1:]))
-        attacked = pgd_linf(
-            classifier,
+    todo = [batch for batch in fixed_size_batches(len(images), batch_size) if int(batch[0][0]) not in finished]
+    for first in sorted(finished):
+        part = finished.pop(first)
+        adversarial[first : first + len(part)] = part
+
+    def with_starts() -> Iterator[tuple[Tensor, int, list[Tensor]]]:
+        for positions, count in todo:
+            chosen = [[of_restart[i] for i in positions.tolist()] for of_restart in seeds]
+            yield positions, count, [unit_ball_points(method.norm, own, tuple(images.shape[1:])) for own in chosen]
+
+    def attacked(levels: Tensor, clean: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
+        pixels = method.attack(
+            gradient,
             clean,
-            labels[positions].to(device),
-            clean + eps * noise.to(device),
+            truth,
+            unit.to(target.device, memory_format=target.memory_format),
             eps=eps,
-            step_size=step_size_eps * eps,
-            steps=steps,
+            step_size=settings.step_size_eps * eps,
+            steps=settings.steps,
+            **settings.arguments,
         )
-        # Rounded: truncation would move every pixel towards black and lose attacks.
-        levels = attacked.mul_(255.0).round_().to(torch.uint8).cpu()[:count]
-        adversarial[first : first + count] = levels
-        check_within(images[first : first + count], levels, eps_255)
-        on_batch(first, levels)
-    check_within(images, adversarial, eps_255)
+        return to_levels(pixels, levels, method.norm, settings.eps_255)
+
+    def margin(levels: Tensor, truth: Tensor) -> Tensor:
+        return true_class_margin(target.classifier(levels.to(torch.float32).div_(255.0)).float(), truth)
+
+    for positions, count, starts in read_ahead(with_starts()):
+        first, truth = int(positions[0]), labels[positions].to(target.device)
+        clean, levels = target.pixels(images[positions]), images[positions].to(target.device)
+        best = attacked(levels, clean, truth, starts[0])
+        if len(starts) > 1:
+            lowest = margin(best, truth)
+            for unit in starts[1:]:
+                found = attacked(levels, clean, truth, unit)
+                reached = margin(found, truth)
+                best = torch.where((reached < lowest)[:, None, None, None], found, best)
+                lowest = torch.minimum(reached, lowest)
+        result = best.contiguous().cpu()[:count]
+        check_within(images[first : first + count], result, method.norm, settings.eps_255)
+        adversarial[first : first + count] = result
+        on_batch(first, result)
+    check_within(images, adversarial, method.norm, settings.eps_255)
     return adversarial
-
-
-def check_within(images: Tensor, adversarial: Tensor, eps_255: int) -> None:
-    """Assert that no pixel of `adversarial` (uint8) is more than `eps_255` levels from `images` (uint8)."""
-    for start in range(0, len(images), 256):
-        part = slice(start, start + 256)
-        furthest = (adversarial[part].to(torch.int16) - images[part].to(torch.int16)).abs().amax()
-        if int(furthest) > eps_255:
-            raise EpsilonExceededError(
-                f"an adversarial pixel is {int(furthest)} levels from its clean one, eps is {eps_255}"
-            )

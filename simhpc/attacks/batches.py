@@ -1,11 +1,39 @@
-"""Running a model or an attack over many images in batches of one size."""
+"""Running a model over many images in batches of one size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Target:
+    """A classifier, and how it wants its images.
+
+    Attributes:
+        classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, K >= 2, on `device`, frozen.
+        memory_format: of the pixels that it is given.
+    """
+
+    classifier: nn.Module
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def pixels(self, levels: Tensor) -> Tensor:
+        """8-bit images on the CPU as pixels in [0, 1] on the device, where they travel as bytes.
+
+        Args:
+            levels: uint8 (B, 3, H, W).
+
+        Returns:
+            float32 (B, 3, H, W).
+        """
+        if self.device.type == "cuda":
+            levels = levels.pin_memory().to(self.device, non_blocking=True)
+        return levels.to(torch.float32, memory_format=self.memory_format).div_(255.0)
 
 
 def fixed_size_batches(n: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
@@ -27,14 +55,18 @@ class NonFiniteLogitsError(ArithmeticError):
 
 @torch.no_grad()
 def predict(
-    classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes and true-class margins.
 
     Args:
-        classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, K >= 2, on `device`.
         images: uint8 (N, 3, H, W), on the CPU.
         labels: int64 (N,) in 0..K-1, on the CPU.
+        view: what is done to the pixels of a batch on the device before the classifier sees them.
 
     Returns:
         int64 (N,) classes, and float32 (N,) margins: logit of the true class minus the largest of the others,
@@ -43,15 +75,31 @@ def predict(
     Raises:
         NonFiniteLogitsError: a logit is NaN or infinite.
     """
-    classes, margins = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
-    for positions, count in fixed_size_batches(len(images), batch_size):
-        pixels = images[positions].to(device).to(torch.float32).div_(255.0)
-        logits = classifier(pixels).float().cpu()[:count]
-        if not torch.isfinite(logits).all():
-            raise NonFiniteLogitsError("the model's logits are not finite; are its weights or its precision broken?")
-        classes.append(logits.argmax(1))
-        margins.append(true_class_margin(logits, labels[positions[:count]]))
-    return torch.cat(classes), torch.cat(margins)
+    found = [(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.tensor(True))]
+    if len(images):
+        found = [_answer(target, images, labels, batch, view) for batch in fixed_size_batches(len(images), batch_size)]
+    # One look for all batches: none on the way waits for the device.
+    classes, margins, finite = (
+        torch.cat([part.view(-1) for part in parts]).cpu() for parts in zip(*found, strict=True)
+    )
+    if not finite.all():
+        raise NonFiniteLogitsError("the model's logits are not finite; are its weights or its precision broken?")
+    return classes, margins
+
+
+def _answer(
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    batch: tuple[Tensor, int],
+    view: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes, margins, and whether all logits are finite, of one batch, on the device."""
+    positions, count = batch
+    pixels = target.pixels(images[positions])
+    logits = target.classifier(pixels if view is None else view(pixels))[:count].float()
+    truth = labels[positions[:count]].to(target.device)
+    return logits.argmax(1), true_class_margin(logits, truth), torch.isfinite(logits).all()
 
 
 def true_class_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from simhpc.store import attack_parts
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from simhpc.stages.runtime import Victim
     from simhpc.store.provenance import Provenance
 
 STAGE = "attack"
@@ -42,38 +44,46 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         `accuracy` on the clean images and `self_fooling` of the stored adversarial ones (fractions; the
         latter NaN if there are none), `images` attacked.
     """
+    import torch
+
+    from simhpc.attacks.backoff import with_backoff
+    from simhpc.stages import batch_size, runtime
+    from simhpc.store import image_set
+
+    device = runtime.set_up_torch(run.study)
+    model = run.study.model(task.model)
+    chosen = image_set.load(run.dir.images)
+    victim = runtime.load_fast(run, model, chosen, device)
+    clean = torch.from_numpy(runtime.to_be_attacked(run, model, chosen.images))
+    labels = torch.from_numpy(chosen.labels).long()
+    return with_backoff(
+        lambda size: _attack(
+            run, task, report, runtime.compiled(run, model, victim, chosen, size), clean, labels, size
+        ),
+        batch_size.first_try(run, task, device),
+        lambda fits: batch_size.remember(run, task, device, fits),
+    )
+
+
+def _attack(
+    run: Run, task: Task, report: Report, victim: Victim, clean: Tensor, labels: Tensor, size: int
+) -> dict[str, Any]:
+    """Attack in batches of one size, and write the set."""
     import numpy as np
     import torch
-    from torch import Tensor
 
     from simhpc.attacks.attack import attack_images
     from simhpc.attacks.batches import predict
     from simhpc.seeds import derive_seed
-    from simhpc.stages.runtime import provenance, set_up_torch, to_float16
-    from simhpc.store import image_set
+    from simhpc.stages.method import settings_of
+    from simhpc.stages.runtime import provenance, to_float16
     from simhpc.store.adversarial import AdversarialSet
-    from simhpc.zoo import build
-    from simhpc.zoo.geometry import clean_view
 
-    device = set_up_torch(run.study.resources)
-    model, settings, batch_size = (
-        run.study.model(task.model),
-        run.study.attack,
-        run.study.resources.batch_size,
-    )
-    chosen = image_set.load(run.dir.images)
-    fits_inside = settings.grid == "canonical"
-    loaded = build.load(
-        model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(model.key), fits_inside=fits_inside
-    )
-    classifier = loaded.classifier.to(device)
-    clean = torch.from_numpy(chosen.images if fits_inside else clean_view(chosen.images, model.data))
-    labels = torch.from_numpy(chosen.labels).long()
-
-    clean_pred, clean_margin = predict(classifier, clean, labels, batch_size, device)
+    model, settings, target = run.study.model(task.model), run.study.attack, victim.target
+    clean_pred, clean_margin = predict(target, clean, labels, size)
     index = torch.nonzero(clean_pred == labels).squeeze(1)
-    origin = provenance(run, model, loaded.weights_sha256, device)
-    parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, batch_size, index.numpy()))
+    origin = provenance(run, model, victim)
+    parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, size, index.numpy()))
     kept = {first: torch.from_numpy(images) for first, images in parts.load().items()}
     done = sum(len(images) for images in kept.values())
     report(done, len(index), "image")
@@ -84,21 +94,22 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         done += len(images)
         report(done, len(index), "image")
 
+    def seeds(*restart: int) -> list[int]:
+        return [derive_seed(run.study.seed, "noise", model.key, int(position), *restart) for position in index]
+
     adversarial = attack_images(
-        classifier,
+        target,
         clean[index],
         labels[index],
-        [derive_seed(run.study.seed, "noise", model.key, int(position)) for position in index],
-        eps_255=settings.eps_255,
-        step_size_eps=settings.step_size_eps,
-        steps=settings.steps,
-        batch_size=batch_size,
-        device=device,
+        # The first start is the same whether there are others or not.
+        [seeds(), *(seeds(number) for number in range(1, settings.restarts))],
+        settings_of(settings),
+        batch_size=size,
         finished=kept,
         on_batch=keep,
     )
     # What counts is the image that others will be shown: the stored one.
-    adv_pred, _ = predict(classifier, adversarial, labels[index], batch_size, device)
+    adv_pred, _ = predict(target, adversarial, labels[index], size)
     n_fooled = int((adv_pred != labels[index]).sum())
     AdversarialSet(
         provenance=origin,

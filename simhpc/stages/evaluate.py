@@ -6,8 +6,10 @@ B's file covers already are kept, so a model added to the study costs each of th
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,27 +54,27 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     """
     import torch
 
+    from simhpc.attacks.ahead import read_ahead
+    from simhpc.attacks.backoff import with_backoff
     from simhpc.attacks.batches import predict
-    from simhpc.stages.runtime import provenance, set_up_torch, to_float16
-    from simhpc.zoo import build
+    from simhpc.stages import batch_size, runtime
+    from simhpc.stages.shown import parts_of
     from simhpc.zoo.geometry import resize_to_input
 
-    device = set_up_torch(run.study.resources)
-    model, batch_size = run.study.model(task.model), run.study.resources.batch_size
+    device = runtime.set_up_torch(run.study)
+    model = run.study.model(task.model)
     own = adversarial_header(run, model)
     clean_pred, clean_margin = adversarial.load_clean(run.dir.adversarial(model.key))
     chosen = image_set.load(run.dir.images)
     labels = chosen.labels
-    fits_inside = run.study.attack.grid == "canonical"
-    loaded = build.load(
-        model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(model.key), fits_inside=fits_inside
-    )
-    if loaded.weights_sha256 != own.provenance.weights_sha256:
+    victim = runtime.load_fast(run, model, chosen, device)
+    if victim.weights_sha256 != own.provenance.weights_sha256:
         raise BadFileError(
             f"{run.dir.adversarial(model.key)} was made with other weights than {model.key!r} has now: "
             "delete it and run again"
         )
-    classifier = loaded.classifier.to(device)
+    size = batch_size.first_try(run, task, device)
+    victim = runtime.compiled(run, model, victim, chosen, size)
 
     sources = usable_sources(run).headers
     n = len(labels)
@@ -88,7 +90,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         rows = [row for row, key in enumerate(sources) if key in covered]
         names = [key for key in sources if key in covered]
         PredictionSet(
-            provenance=provenance(run, model, loaded.weights_sha256, device),
+            provenance=runtime.provenance(run, model, victim),
             labels=labels,
             clean_pred=clean_pred,
             clean_margin=clean_margin,
@@ -98,35 +100,41 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             adv_margin=adv_margin[rows],
         ).save(path)
 
+    def shrink(fits: int) -> None:
+        nonlocal size
+        size = fits
+        batch_size.remember(run, task, device, fits)
+
+    # On its own grid a model is shown images of any size; on the canonical one the resize is inside the model.
+    is_canonical = run.study.attack.grid == "canonical"
+    view = None if is_canonical else functools.partial(resize_to_input, data=model.data)
+    row_of = {key: row for row, key in enumerate(sources)}
+    is_correct = clean_pred == labels
     partial = run.dir.partial_predictions(model.key)
     saved_s = time.monotonic()
     report(0, total, "image")
     try:
-        for key in to_show:
-            row, path = list(sources).index(key), run.dir.adversarial(key)
-            try:
-                index = adversarial.load_index(path)
-                start = 0
-                # In slices of many batches, because each slice fills up its last batch.
-                for images in adversarial.iterate_images(path, batch_size * 16):
-                    positions = index[start : start + len(images)]
-                    common = clean_pred[positions] == labels[positions]
-                    start += len(images)
-                    if common.any():
-                        positions = positions[common]
-                        inputs = images[common] if fits_inside else resize_to_input(images[common], model.data)
-                        truth = torch.from_numpy(labels[positions]).long()
-                        pred, margin = predict(classifier, torch.from_numpy(inputs), truth, batch_size, device)
-                        adv_pred[row, positions], adv_margin[row, positions] = pred.numpy(), to_float16(margin)
-                        shown += len(positions)
-                    report(done + start, total, "image")
-                covered.add(key)
-            except BadFileError as error:
-                damaged[key] = str(error)
-            done += sources[key].n_attacked
-            if time.monotonic() - saved_s > _SAVE_INTERVAL_S:
-                save(partial)
-                saved_s = time.monotonic()
+        to_read = (part for key in to_show for part in parts_of(key, run.dir.adversarial(key), is_correct, size))
+        with closing(read_ahead(to_read)) as parts:
+            for part in parts:
+                if len(part.images):
+                    images, truth = torch.from_numpy(part.images), torch.from_numpy(labels[part.positions]).long()
+                    answers = functools.partial(predict, victim.target, images, truth, view=view)
+                    pred, margin = with_backoff(answers, size, shrink)
+                    at = row_of[part.key], part.positions
+                    adv_pred[at], adv_margin[at] = pred.numpy(), runtime.to_float16(margin)
+                    shown += len(part.images)
+                report(done + part.n_read, total, "image")
+                if not part.is_last and not part.error:
+                    continue
+                if part.error:
+                    damaged[part.key] = part.error
+                else:
+                    covered.add(part.key)
+                done += sources[part.key].n_attacked
+                if time.monotonic() - saved_s > _SAVE_INTERVAL_S:
+                    save(partial)
+                    saved_s = time.monotonic()
         save(run.dir.predictions(model.key))
     except Interrupted:
         if covered:

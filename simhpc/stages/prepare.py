@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from simhpc import __version__
 from simhpc.errors import BadFileError, StudyError
 from simhpc.rundir import Run, RunDir, open_run
+from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
 from simhpc.store.atomic import write_text
 from simhpc.store.checkpoint import file_sha256
@@ -111,14 +112,14 @@ def _read_frozen(run_dir: RunDir) -> _Frozen:
 
 
 def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare_images: bool) -> Study:
-    """Complete every model that is not `known`.
+    """Complete the attack, and every model that is not `known`.
 
     Args:
         classes: of the image set.
         known: resolved entries by key.
         spare_images: whether the image set leaves any image of its source to train on.
     """
-    resolved = dict(known)
+    attack, resolved = resolve_attack(study.attack), dict(known)
     new = [model for model in study.models if model.key not in known]
     if new:
         # timm and torch take seconds to import: not needed to resume what has been resolved before.
@@ -128,7 +129,8 @@ def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare
             resolved[model.key] = resolve_model(model, len(classes))
         _check_training(study, new, classes, spare_images=spare_images)
     images = study.images.model_copy(update={"size_px": study.images.size_px or 8})
-    return study.model_copy(update={"images": images, "models": tuple(resolved[model.key] for model in study.models)})
+    models = tuple(resolved[model.key] for model in study.models)
+    return study.model_copy(update={"images": images, "attack": attack, "models": models})
 
 
 def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:

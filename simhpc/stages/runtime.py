@@ -1,38 +1,133 @@
-"""How a task uses torch: device, threads, determinism; and the provenance that its output records."""
+"""How a task uses torch: device, threads, precision, determinism; and the provenance that its output records."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from simhpc.attacks.backoff import is_out_of_memory
+from simhpc.attacks.batches import Target
+from simhpc.attacks.gradient import InputGradient
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.store import hdf5, image_set
+from simhpc.store.image_set import ImageSet
 from simhpc.store.provenance import Provenance
-from simhpc.study import Model, Resources
+from simhpc.study import Model, Study
+from simhpc.zoo import build
+from simhpc.zoo.fast import make_fast
+from simhpc.zoo.geometry import clean_view, to_pixels
 from simhpc.zoo.timm_import import timm
 
 
-def set_up_torch(resources: Resources) -> torch.device:
-    """Fix threads and deterministic kernels for this process, and choose its device.
+def set_up_torch(study: Study) -> torch.device:
+    """Fix threads, precision and deterministic kernels for this process, and choose its device.
 
     Raises:
         SimhpcError: the study asks for CUDA and there is none.
     """
+    resources = study.resources
     torch.set_num_threads(resources.threads_per_task)
+    _keep_freed_memory()
     # Some CUDA kernels have no deterministic form; those warn in the task's log.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # torch itself rounds convolutions to TF32 even where matrix products are not.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = study.precision == "tf32"
     if resources.device == "cuda" and not torch.cuda.is_available():
         raise SimhpcError('resources.device = "cuda", but torch sees no CUDA device here')
     use_cuda = resources.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed: activations are as large in every step, and new pages have to be zeroed.
+
+    mallopt(3) of the GNU C library; elsewhere nothing happens. benchmarks/ has what it is worth.
+    """
+    if sys.platform != "linux":
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A study's model, ready to be attacked or shown images.
+
+    Attributes:
+        weights_sha256: of what was loaded, before anything was folded.
+        engine: how it computes, for the record.
+    """
+
+    target: Target
+    weights_sha256: str
+    engine: str
+
+
+def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) -> Victim:
+    """Load a model as fast as it can be had exactly. What is left out for that reason is said in the task's log."""
+    loaded = build.load(
+        model,
+        num_classes=chosen.num_classes,
+        trained=run.dir.checkpoint(model.key),
+        fits_inside=run.study.attack.grid == "canonical",
+        in_bfloat16=run.study.precision == "bfloat16",
+    )
+    fast = make_fast(loaded.classifier, to_pixels(to_be_attacked(run, model, chosen.images[:2])))
+    for reason in fast.left_out:
+        print(f"{model.key}: not made faster by this: {reason}", flush=True)
+    return Victim(
+        Target(fast.classifier.to(device), device, fast.memory_format),
+        loaded.weights_sha256,
+        "; ".join(fast.done) or "as built by timm",
+    )
+
+
+def to_be_attacked(run: Run, model: Model, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images of the image set as they are attacked: uint8 (N, 3, S, S) to (N, 3, H, H) of the study's grid."""
+    return images if run.study.attack.grid == "canonical" else clean_view(images, model.data)
+
+
+def compiled(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_size: int) -> Victim:
+    """The same compiled by torch if the study wants that and it works here; else as it was, and the log says why not.
+
+    Args:
+        batch_size: images at once: it is compiled for that.
+    """
+    mode, target = run.study.resources.compile, victim.target
+    if mode == "off":
+        return victim
+    some = torch.arange(batch_size).clamp_(max=len(chosen.images) - 1).numpy()
+    faster: nn.Module = torch.compile(target.classifier, mode=mode, dynamic=False)  # type: ignore[assignment]
+    changed = replace(target, classifier=faster)
+    try:
+        pixels = changed.pixels(torch.from_numpy(to_be_attacked(run, model, chosen.images[some])))
+        InputGradient(changed.classifier)(pixels, torch.from_numpy(chosen.labels[some]).long().to(target.device))
+        with torch.no_grad():
+            changed.classifier(pixels)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"{model.key}: resources.compile = {mode!r} does not work here, so it is left out: {reason}", flush=True)
+        torch.compiler.reset()
+        return victim
+    return replace(victim, target=changed, engine=f"{victim.engine}; compiled ({mode})")
 
 
 def to_float16(margins: torch.Tensor) -> NDArray[np.float16]:
@@ -41,18 +136,20 @@ def to_float16(margins: torch.Tensor) -> NDArray[np.float16]:
     return margins.clamp(-limit, limit).numpy().astype(np.float16)
 
 
-def provenance(run: Run, model: Model, weights_sha256: str, device: torch.device) -> Provenance:
+def provenance(run: Run, model: Model, victim: Victim) -> Provenance:
     """The attributes of a result that `model` makes in this process."""
+    device = victim.target.device
     return Provenance(
         model=model.key,
         timm_name=model.timm_name,
         model_sha256=model.sha256(),
-        weights_sha256=weights_sha256,
+        weights_sha256=victim.weights_sha256,
         study_sha256=run.study.settings_sha256(),
         images_sha256=image_set.identity(run.dir.images),
         attack=json.dumps(run.study.attack.model_dump(mode="json"), sort_keys=True),
         seed=run.study.seed,
-        precision="float32",
+        precision=run.study.precision,
+        engine=victim.engine,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=run.study.resources.threads_per_task,
         torch=str(torch.__version__),

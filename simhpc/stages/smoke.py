@@ -9,8 +9,10 @@ import torch
 
 import simhpc
 from simhpc.attacks.attack import attack_images
+from simhpc.attacks.batches import Target
 from simhpc.stages import device
-from simhpc.study import DataConfig
+from simhpc.stages.method import resolve_attack, settings_of
+from simhpc.study import Attack, DataConfig
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.timm_import import timm
 
@@ -37,20 +39,12 @@ def attack_once(on: torch.device) -> None:
     data = DataConfig(
         input_size_px=side, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear", crop_pct=1.0
     )
-    classifier = PixelClassifier(network, data, fits_inside=False).to(on)
+    target = Target(PixelClassifier(network, data).to(on), on)
     clean = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    settings = settings_of(resolve_attack(Attack(eps_255=_EPS_255, steps=1)))
+    labels = torch.tensor([0, 1])
     made = attack_images(
-        classifier,
-        clean,
-        torch.tensor([0, 1]),
-        [0, 1],
-        eps_255=_EPS_255,
-        step_size_eps=0.1,
-        steps=1,
-        batch_size=2,
-        device=on,
-        finished={},
-        on_batch=lambda _first, _images: None,
+        target, clean, labels, [[0, 1]], settings, batch_size=2, finished={}, on_batch=lambda _first, _images: None
     )
     moved = int((made.int() - clean.int()).abs().max())
     if not 0 < moved <= _EPS_255:

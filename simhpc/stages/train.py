@@ -38,7 +38,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     """
     import torch
 
-    from simhpc.attacks.batches import predict
+    from simhpc.attacks.batches import Target, predict
     from simhpc.images import check_classes, open_source, training_positions
     from simhpc.seeds import derive_seed
     from simhpc.stages.runtime import set_up_torch
@@ -47,7 +47,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     from simhpc.zoo.geometry import clean_view
     from simhpc.zoo.timm_import import timm
 
-    device = set_up_torch(run.study.resources)
+    device = set_up_torch(run.study)
     model = run.study.model(task.model)
     settings = model.training
     assert settings is not None
@@ -78,8 +78,8 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             torch.from_numpy(clean_view(chosen.images, model.data)),
             torch.from_numpy(chosen.labels).long(),
         )
-        classifier = PixelClassifier(network, model.data).to(device)
-        pred, _ = predict(classifier, images, labels, run.study.resources.batch_size, device)
+        target = Target(PixelClassifier(network, model.data).to(device), device)
+        pred, _ = predict(target, images, labels, run.study.resources.batch_size)
         accuracy = float((pred == labels).double().mean())
         used = hashlib.sha256("\n".join(source.ids[position] for position in positions).encode()).hexdigest()
         checkpoint.save(

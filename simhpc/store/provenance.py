@@ -21,7 +21,8 @@ class Provenance:
         images_sha256: identity of the image set.
         attack: the study's attack settings as JSON.
         seed: the study's seed.
-        precision: dtype in which the model ran.
+        precision: the study's.
+        engine: what was done to the model to make it faster.
         device: `cpu`, or the name of the GPU.
         threads: CPU threads of the task.
         torch, timm: versions.
@@ -37,6 +38,7 @@ class Provenance:
     attack: str
     seed: int
     precision: str
+    engine: str
     device: str
     threads: int
     torch: str

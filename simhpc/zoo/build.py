@@ -35,13 +35,15 @@ def untrained(model: Model, num_classes: int) -> nn.Module:
     return built
 
 
-def load(model: Model, *, num_classes: int, trained: Path, fits_inside: bool) -> Loaded:
+def load(
+    model: Model, *, num_classes: int, trained: Path, fits_inside: bool = False, in_bfloat16: bool = False
+) -> Loaded:
     """A resolved entry with its weights, frozen, on the CPU.
 
     Args:
         num_classes: classes of the image set.
         trained: where the train stage writes this model's checkpoint.
-        fits_inside: see `PixelClassifier`.
+        fits_inside, in_bfloat16: see `PixelClassifier`.
 
     Raises:
         ModelError, MissingInputError, BadFileError: the weights cannot be had, or are not those of the study.
@@ -60,4 +62,5 @@ def load(model: Model, *, num_classes: int, trained: Path, fits_inside: bool) ->
         state = weights.read_checkpoint(model)
         weights.check_fit(model, built, state)
         built = weights.to_model(built, state)
-    return Loaded(PixelClassifier(built, model.data, fits_inside=fits_inside), weights.weights_sha256(built))
+    classifier = PixelClassifier(built, model.data, fits_inside=fits_inside, in_bfloat16=in_bfloat16)
+    return Loaded(classifier, weights.weights_sha256(built))

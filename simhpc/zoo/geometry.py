@@ -31,9 +31,19 @@ def clean_view(images: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]
     return _in_8_bits(images, lambda pixels: fit_pixels(pixels, data))
 
 
-def resize_to_input(images: NDArray[np.uint8], data: DataConfig) -> NDArray[np.uint8]:
-    """Another model's images at this model's input size, without a second crop: uint8 to uint8."""
-    return _in_8_bits(images, lambda pixels: _resize(pixels, _input_size(data), data))
+def resize_to_input(pixels: Tensor, data: DataConfig) -> Tensor:
+    """Another model's images at this model's input size, without a second crop, rounded to 8 bits again.
+
+    Args:
+        pixels: float (B, 3, H, W) in [0, 1], on any device.
+
+    Returns:
+        of the same dtype, (B, 3, input_size_px, input_size_px), whole multiples of 1/255.
+    """
+    side = _input_size(data)
+    if pixels.shape[-1] == side and pixels.shape[-2] == side:
+        return pixels
+    return _resize(pixels, side, data).mul_(255.0).round_().div_(255.0)
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:

@@ -24,6 +24,7 @@ except RuntimeError as error:
 
 import timm
 import timm.data
+import timm.layers
 import timm.loss
 import timm.models
 import timm.optim

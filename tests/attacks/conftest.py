@@ -13,7 +13,7 @@ def target(finished):
     """A trained classifier with images that it gets right: classifier, uint8 (N, 3, 16, 16), labels (N,)."""
     model = finished.study.model("cnn")
     chosen = image_set.load(finished.dir.images)
-    loaded = build.load(model, num_classes=10, trained=finished.dir.checkpoint("cnn"), fits_inside=False)
+    loaded = build.load(model, num_classes=10, trained=finished.dir.checkpoint("cnn"))
     images = torch.from_numpy(clean_view(chosen.images, model.data))
     labels = torch.from_numpy(chosen.labels).long()
     with torch.no_grad():

@@ -1,0 +1,146 @@
+"""Making a frozen model faster without changing what it computes.
+
+Nothing is assumed to be exact: a model that was rewritten must give the same logits and input gradients as before, in
+double precision, where an error of a rewriting cannot hide behind rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.folding import fold_batch_norms
+from simhpc.zoo.timm_import import timm
+
+_TOLERANCE = 1e-5
+"""Of the relative error in double precision. Folding leaves 1e-14, timm's merging in single precision 1e-7."""
+
+_MOST_CONVOLUTIONS_OF_A_TRANSFORMER = 1
+"""A patch embedding is no reason for a memory format that all linear layers would have to undo."""
+
+
+@dataclass(frozen=True)
+class Fast:
+    """A classifier that is ready to be attacked.
+
+    Attributes:
+        memory_format: that its pixels should have.
+        done: what was changed, for the record; the same for the same model, always.
+        left_out: what was tried and is not exact, or failed, with the reason.
+    """
+
+    classifier: PixelClassifier
+    memory_format: torch.memory_format
+    done: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
+    """Fold batch norms, merge reparameterisable branches, choose a memory format; each only where it is exact.
+
+    Args:
+        classifier: on the CPU; not to be used afterwards, its weights may be in the result.
+        pixels: float32 (B, 3, H, W) in [0, 1], two images that it will be shown: more take time, and one alone may
+            get wrong gradients from torch (see `folding`).
+    """
+    done, left_out = [], []
+    model, rewritten, problem = classifier.model, "", ""
+    has_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if has_norms or _is_reparameterisable(model):
+        for rewrite in (_merge_and_fold, _fold) if _is_reparameterisable(model) else (_fold,):
+            model, rewritten, problem = _rewritten(classifier, pixels, rewrite)
+            if not problem:
+                break
+            left_out.append(problem)
+    if rewritten:
+        done.append(rewritten)
+    fast = PixelClassifier(
+        model, classifier.data, fits_inside=classifier.fits_inside, in_bfloat16=classifier.in_bfloat16
+    )
+    memory_format = torch.contiguous_format
+    n_convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    if n_convolutions > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+        try:
+            _answer(_laid_out(fast, torch.channels_last), pixels.to(memory_format=torch.channels_last))
+        except RuntimeError as error:  # a view that this order of the elements does not have
+            left_out.append(f"channels_last: {_first_line(error)}")
+            _laid_out(fast, torch.contiguous_format)
+        else:
+            memory_format = torch.channels_last
+            done.append("channels_last")
+    if classifier.in_bfloat16:
+        _cast_once(model)
+    return Fast(fast, memory_format, tuple(done), tuple(left_out))
+
+
+def _rewritten(
+    classifier: PixelClassifier, pixels: Tensor, rewrite: Callable[[nn.Module, Tensor], tuple[nn.Module, str]]
+) -> tuple[nn.Module, str, str]:
+    """The model after a rewriting, with what was done; or as it was, with the reason if anything was tried."""
+    try:
+        before = PixelClassifier(copy.deepcopy(classifier.model), classifier.data, fits_inside=classifier.fits_inside)
+        before, exact = before.double(), pixels.double()
+        expected = _answer(before, exact)
+        model, what = rewrite(before.model, before.normalised(exact))
+        if not what:
+            return classifier.model, "", ""
+        before.model = model
+        found = _answer(before, exact)
+        off = max(_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    except Exception as error:
+        return classifier.model, "", f"{rewrite.__name__.strip('_')}: {_first_line(error)}"
+    if not off <= _TOLERANCE:  # NaN, too
+        return classifier.model, "", f"{what}: not exact, relative error {off:.1g}"
+    return model.float(), what, ""
+
+
+def _merge_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
+    # timm makes the new layers in single precision.
+    merged = timm.utils.reparameterize_model(model.float()).double().requires_grad_(False)
+    norms = _fold(merged, inputs)[1]
+    return merged, "merged branches" + (f", {norms}" if norms else "")
+
+
+def _fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
+    n_folded, n_affine = fold_batch_norms(model, inputs)
+    return model, f"folded {n_folded} of {n_folded + n_affine} batch norms" if n_folded + n_affine else ""
+
+
+def _is_reparameterisable(model: nn.Module) -> bool:
+    names = ("fuse", "reparameterize", "switch_to_deploy")
+    return any(hasattr(module, name) for module in model.modules() for name in names)
+
+
+def _answer(classifier: PixelClassifier, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of a sum of them in which every class counts."""
+    with torch.enable_grad():
+        variable = pixels.detach().requires_grad_(True)
+        logits = classifier(variable)
+        weights = torch.linspace(-1.0, 1.0, logits.shape[1], dtype=logits.dtype)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), variable)
+    return logits.detach(), gradient
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_(min=1e-300))
+
+
+def _laid_out(classifier: PixelClassifier, memory_format: torch.memory_format) -> PixelClassifier:
+    """Its weights in another order; in place."""
+    return classifier.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+
+def _cast_once(model: nn.Module) -> None:
+    """What autocast would do to these weights in every forward pass, as it remembers only weights being trained."""
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(torch.bfloat16)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,124 @@
+"""Batch norms of a frozen model as what they are: affine maps, folded into the layer before them where there is one.
+
+In eval mode a batch norm scales and shifts each channel, and a convolution or linear layer before it is linear: one set
+of weights does both. Which layer precedes which is seen by running the model, not read from its code, so that it works
+for any architecture; what that cannot see (an output used twice) has to be found by comparing the results (`zoo.fast`).
+
+No batch norm is left to torch where it can be helped: on the CPU, torch (2.13) computes wrong input gradients for a
+batch of one image if the gradient arrives transposed, as it does in LeViT (tests/zoo/test_folding.py shows it).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simhpc.zoo.timm_import import timm
+
+# Exact types: a subclass may do something to its weights first, as weight standardisation does.
+_LINEAR = (nn.Conv2d, nn.Conv1d, nn.Linear, timm.layers.Conv2dSame)
+_NORM = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    timm.layers.BatchNormAct2d,
+)
+
+
+class Affine(nn.Module):
+    """scale * x + shift of each channel: x (B, C, ...), of any dtype, which the result has too.
+
+    Args:
+        scale, shift: (C,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(self.shift.view(shape), x, self.scale.view(shape)).to(x.dtype)
+
+
+def fold_batch_norms(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Fold every batch norm whose input is, in a run on `inputs`, the output of a layer; make the others affine maps.
+
+    Args:
+        model: in eval mode, frozen; changed in place.
+        inputs: what it takes, of its dtype.
+
+    Returns:
+        how many were folded, and how many became affine maps.
+    """
+    pairs = _pairs(model, inputs)
+    norms = {name: module for name, module in model.named_modules() if _is_fixed_norm(module)}
+    for name, norm in norms.items():
+        scale, shift = _affine(norm)
+        steps: list[nn.Module] = []
+        if norm in pairs:
+            _fold(pairs[norm], scale, shift)
+        else:
+            steps.append(Affine(scale, shift))
+        if isinstance(norm, timm.layers.BatchNormAct2d):
+            steps += [norm.drop, norm.act]
+        model.set_submodule(name, steps[0] if len(steps) == 1 else nn.Sequential(*steps))
+    return len(pairs), len(norms) - len(pairs)
+
+
+@torch.no_grad()
+def _pairs(model: nn.Module, inputs: Tensor) -> dict[Any, Any]:
+    """Batch norms with statistics, each with the layer whose output it is given; both of them run once."""
+    runs: Counter[nn.Module] = Counter()
+    # The tensors stay alive, so that no two of them have one identity.
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: dict[nn.Module, nn.Module] = {}
+
+    def after_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
+        runs[layer] += 1
+        made[id(output)] = (layer, output)
+
+    def before_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        runs[norm] += 1
+        if id(arguments[0]) in made:
+            found[norm] = made[id(arguments[0])][0]
+
+    hooks = []
+    for module in model.modules():
+        if type(module) in _LINEAR:
+            hooks.append(module.register_forward_hook(after_layer))
+        elif _is_fixed_norm(module):
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    followers = Counter(found.values())
+    return {n: layer for n, layer in found.items() if runs[n] == runs[layer] == followers[layer] == 1}
+
+
+def _is_fixed_norm(module: Any) -> bool:
+    return type(module) in _NORM and module.running_mean is not None and not module.training
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale gamma / sqrt(var + eps) and shift beta - mean * scale of each channel."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale.detach(), (shift if norm.bias is None else shift + norm.bias).detach()
+
+
+def _fold(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)

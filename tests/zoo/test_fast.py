@@ -1,0 +1,130 @@
+"""Faster, and the same: on real timm architectures of every kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from zoo.norms import with_statistics
+
+from simhpc.study import DataConfig
+from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.fast import make_fast
+from simhpc.zoo.timm_import import timm
+
+DATA = DataConfig(input_size_px=64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), interpolation="bilinear", crop_pct=1.0)
+
+
+def classifier_of(model, **options):
+    return PixelClassifier(with_statistics(model).float(), DATA, **options)
+
+
+def answers(classifier, pixels):
+    """Logits and the gradient of the cross-entropies' sum."""
+    variable = pixels.clone().requires_grad_(True)
+    logits = classifier(variable)
+    loss = nn.functional.cross_entropy(logits, torch.zeros(len(pixels), dtype=torch.int64), reduction="sum")
+    return logits.detach(), torch.autograd.grad(loss, variable)[0]
+
+
+# What was done to each, at 64 pixels.
+KINDS = {
+    "resnet10t": "folded 14 of 14 batch norms; channels_last",
+    "test_efficientnet": "folded 13 of 13 batch norms; channels_last",
+    "densenet121": "folded 59 of 121 batch norms; channels_last",
+    "resnetv2_50d_gn": "channels_last",
+    "convnext_atto": "channels_last",
+    "repvit_m0_9": "merged branches; channels_last",
+    "test_vit": "",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_answers_and_gradients(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10)
+    pixels = torch.rand(3, 3, 64, 64)
+    classifier = classifier_of(model)
+    logits, gradient = answers(classifier, pixels)
+    fast = make_fast(classifier, pixels[:2])
+    assert "; ".join(fast.done) == KINDS[name], fast
+    assert fast.left_out == ()
+    found, found_gradient = answers(fast.classifier, pixels.to(memory_format=fast.memory_format))
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    off = (found_gradient - gradient).norm() / gradient.norm()
+    assert off < 0.02, float(off)
+    assert not any(parameter.requires_grad for parameter in fast.classifier.parameters())
+    assert not fast.classifier.training
+
+
+class Skip(nn.Module):
+    """The batch norm's input is used a second time: folding it would change that, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.more, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.more(self.conv(x))
+        return self.head((x + self.norm(x)).mean((2, 3)))
+
+
+def test_what_is_not_exact_is_found_out_and_left_out():
+    torch.manual_seed(0)
+    classifier = classifier_of(Skip())
+    pixels = torch.rand(2, 3, 64, 64)
+    logits, gradient = answers(classifier, pixels)
+    fast = make_fast(classifier, pixels)
+    (reason,) = fast.left_out
+    assert reason.startswith("folded 1 of 1 batch norms: not exact, relative error ")
+    assert fast.done == ("channels_last",)
+    for ours, expected in zip(answers(fast.classifier, pixels), (logits, gradient), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_model_that_cannot_be_laid_out_otherwise_stays_as_it_is():
+    class Viewing(Skip):
+        def forward(self, x):
+            x = self.norm(self.more(self.conv(x)))
+            return self.head(x.view(len(x), -1)[:, :4])
+
+    torch.manual_seed(0)
+    classifier = classifier_of(Viewing())
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = classifier(pixels)
+    fast = make_fast(classifier, pixels)
+    assert fast.memory_format == torch.contiguous_format
+    assert fast.done == ("folded 1 of 1 batch norms",)
+    assert fast.left_out[0].startswith("channels_last: view size is not compatible")
+    torch.testing.assert_close(fast.classifier(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_cannot_compute_in_double_precision_stays_as_it_is():
+    class Single(Skip):
+        def forward(self, x):
+            return self.head(self.norm(self.more(self.conv(x)).float()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    classifier = classifier_of(Single())
+    fast = make_fast(classifier, torch.rand(2, 3, 64, 64))
+    assert fast.left_out
+    assert any(isinstance(module, nn.BatchNorm2d) for module in fast.classifier.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+def test_bfloat16_is_what_autocast_gives(name):
+    """Casting the weights once changes nothing; pixels, gradient and logits are in single precision."""
+    torch.manual_seed(0)
+    classifier = classifier_of(timm.create_model(name, num_classes=10), in_bfloat16=True)
+    pixels = torch.rand(2, 3, 64, 64)
+    fast = make_fast(classifier, pixels)
+    laid_out = pixels.to(memory_format=fast.memory_format)
+    logits, gradient = answers(fast.classifier, laid_out)
+    assert (logits.dtype, gradient.dtype) == (torch.float32, torch.float32)
+    single = PixelClassifier(fast.classifier.model.float(), DATA)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = single(laid_out)
+    # The weights have been rounded by now, so rounding them again gives the same.
+    torch.testing.assert_close(logits, expected.float(), rtol=0, atol=0)
+    assert (logits - single(laid_out)).abs().max() > 0
