@@ -8,24 +8,31 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from simhpc.analysis.similarity import similarity_order
 from simhpc.store.atomic import replacing
 from simhpc.store.similarity import SimilarityMatrix
 
 _MOST_WITH_NUMBERS = 20
+_MOST_NAMES = 300
+"""So many fit on the largest picture in the smallest type."""
+_DPI = 150
 
 
 def write(matrix: SimilarityMatrix, path: Path, *, title: str) -> None:
-    """Write a PNG: colour is SAT, grey is unknown; numbers in the cells up to 20 models.
+    """Write a PNG: colour is SAT, grey is unknown; numbers in the cells up to 20 models, every name up to 300.
 
     The colour scale spans the pairs of different models, so that the diagonal, which is nearly always the
     largest, does not flatten them; cells beyond the scale take its end colour.
     """
     figure = draw(matrix, title=title)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]  # once; savefig would draw it twice
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     buffer = io.BytesIO()
     # No software version or date in the file: the same matrix gives the same bytes.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    Image.fromarray(pixels[..., :3]).save(buffer, format="png", dpi=(_DPI, _DPI))
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
@@ -37,7 +44,7 @@ def draw(matrix: SimilarityMatrix, *, title: str) -> Figure:
     values = matrix.sat[np.ix_(order, order)]
     names = [matrix.models[position] for position in order]
     side_in = min(24.0, max(5.0, 1.8 + 0.42 * m))
-    figure = Figure(figsize=(side_in + 1.0, side_in), layout="constrained")
+    figure = Figure(figsize=(side_in + 1.0, side_in), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     between = values[~np.eye(m, dtype=bool) & np.isfinite(values)]
@@ -46,10 +53,17 @@ def draw(matrix: SimilarityMatrix, *, title: str) -> Figure:
     if low == high:
         low, high = low - 0.5, high + 0.5
     axes.set_facecolor("0.75")
-    picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high)
+    edges = np.arange(m + 1) - 0.5
+    # A mesh is coloured per cell; imshow resamples 64-bit numbers for every pixel of the picture.
+    picture = axes.pcolormesh(edges, edges, np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
     font_size = float(np.clip(260.0 / max(m, 1), 4.0, 9.0))
-    axes.set_xticks(range(m), names, rotation=90, fontsize=font_size)
-    axes.set_yticks(range(m), names, fontsize=font_size)
+    step = max(1, -(-m // _MOST_NAMES))
+    axes.set_xticks(range(0, m, step), names[::step], rotation=90, fontsize=font_size)
+    axes.set_yticks(range(0, m, step), names[::step], fontsize=font_size)
+    if step > 1:
+        axes.set_xlabel(f"one in {step} of the {m} models is named", fontsize=9)
     axes.tick_params(length=0)
     axes.set_title(f"{title}: similarity by attack transferability", fontsize=10)
     if m <= _MOST_WITH_NUMBERS:

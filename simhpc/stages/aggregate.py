@@ -6,9 +6,10 @@ What is missing or invalid is listed and leaves NaN; nothing is filled in.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,17 @@ import numpy as np
 from simhpc.analysis import similarity as analysis
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.seeds import derive_seed
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance
 from simhpc.store import predictions, similarity
-from simhpc.store.predictions import NOT_SHOWN, PredictionSet
+from simhpc.store.predictions import NOT_SHOWN, Outline
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import Model
 
 STAGE = "aggregate"
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def tasks(run: Run) -> Sequence[Task]:  # noqa: ARG001 - every stage takes the run
@@ -89,8 +91,6 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         counts,
         floor_percent=settings.floor_percent,
         confidence=settings.confidence,
-        samples=settings.bootstrap_samples,
-        seed=derive_seed(run.study.seed, "bootstrap"),
     )
     notes = []
     if empty := _pairs(models, known & (counts.common == 0)):
@@ -118,7 +118,7 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     )
 
 
-def _pairs(models: Sequence[Model], which: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+def _pairs(models: Sequence[Model], which: Flags) -> str:
     """Names of the marked unordered pairs, the first ten of them, or an empty string."""
     marked = np.argwhere(np.triu(which))
     names = [f"{models[a].key} / {models[b].key}" for a, b in marked[:10]]
@@ -126,9 +126,16 @@ def _pairs(models: Sequence[Model], which: np.ndarray[Any, np.dtype[np.bool_]]) 
     return ", ".join(names) + more
 
 
-@dataclass
+def _names(models: Sequence[Model], which: Flags) -> str:
+    """Keys of the marked models, the first ten of them, or an empty string."""
+    marked = np.flatnonzero(which)
+    more = f" and {len(marked) - 10} more models" if len(marked) > 10 else ""
+    return ", ".join(models[a].key for a in marked[:10]) + more
+
+
+@dataclass(frozen=True)
 class _Gathered:
-    """Per-image outcomes of all models, as bits: (M, M, N / 8) bytes twice is all that M files leave in memory.
+    """Per-image outcomes of all models, as bits: (M, M, N / 8) bytes are all that M files leave in memory.
 
     Attributes:
         n_images: N; 0 when no file could be read.
@@ -142,81 +149,104 @@ class _Gathered:
     n_images: int
     correct: analysis.Bits
     fooled: analysis.Bits
-    measured: np.ndarray[Any, np.dtype[np.bool_]]
-    predicted: np.ndarray[Any, np.dtype[np.bool_]]
+    measured: Flags
+    predicted: Flags
     problems: list[str]
 
 
 def _gather(run: Run, report: Report) -> _Gathered:
-    keys = [model.key for model in run.study.models]
-    row_of, m = {key: row for row, key in enumerate(keys)}, len(keys)
+    """Read each file twice: first what it says of clean images, for all of them tell what each had to be shown."""
+    models, m = run.study.models, len(run.study.models)
     problems: list[str] = []
-    covered: dict[str, dict[str, str]] = {}
-    correct = fooled = shown = np.zeros((m, m, 0), dtype=np.uint64)
-    reference: PredictionSet | None = None
-    for b, key in enumerate(keys):
-        found = _load(run, key, reference, problems)
-        report(b + 1, m, "model")
-        if found is None:
-            continue
-        if reference is None:
-            reference = found
-            n_words = analysis.pack_bits(np.zeros(len(found.labels), dtype=bool)).shape[-1]
-            correct = np.zeros((m, n_words), dtype=np.uint64)
-            fooled, shown = np.zeros((2, m, m, n_words), dtype=np.uint64)
-        covered[key] = dict(zip(found.sources, found.source_sha256, strict=True))
-        correct[b] = analysis.pack_bits(found.clean_pred == found.labels)
-        for pred, source in zip(found.adv_pred, found.sources, strict=True):
-            if source in row_of:
-                was_shown = pred != NOT_SHOWN
-                shown[row_of[source], b] = analysis.pack_bits(was_shown)
-                fooled[row_of[source], b] = analysis.pack_bits(was_shown & (pred != found.labels))
-    measured = np.zeros((m, m), dtype=bool)
-    current = _current_sources(run, covered)
-    for source, target in itertools.product(covered, covered):
-        a, b, path = row_of[source], row_of[target], run.dir.predictions(target)
-        if source not in covered[target]:
-            problems.append(f"{path} does not cover {source}: run the evaluate stage")
-        elif covered[target][source] != current[source]:
-            problems.append(f"{path} covers an older attack of {source}: run the evaluate stage")
-        elif not np.array_equal(shown[a, b], correct[a] & correct[b]):
-            problems.append(f"{path}: the images shown of {source} are not X_AB; delete it and run the evaluate stage")
-        else:
-            measured[a, b] = True
-    return _Gathered(
-        n_images=len(reference.labels) if reference is not None else 0,
-        correct=correct if reference is not None else np.zeros((m, 0), dtype=np.uint64),
-        fooled=fooled,
-        measured=measured,
-        predicted=np.array([key in covered for key in keys]),
-        problems=problems,
-    )
+    outlines: dict[int, Outline] = {}
+    for b, model in enumerate(models):
+        report(0, m, "model")
+        try:
+            outlines[b] = _outline(run, model, next(iter(outlines.values()), None))
+        except (MissingInputError, BadFileError) as error:
+            problems.append(str(error))
+    n_images = len(next(iter(outlines.values())).labels) if outlines else 0
+    right = np.zeros((m, n_images), dtype=bool)
+    for b, outline in outlines.items():
+        right[b] = outline.clean_pred == outline.labels
+    correct = analysis.pack_bits(right)
+    row_of, current = {model.key: row for row, model in enumerate(models)}, _current_sources(run, outlines)
+    fooled = np.zeros((m, *correct.shape), dtype=np.uint64)
+    covered, is_current, is_x_ab = np.zeros((3, m, m), dtype=bool)
 
-
-def _load(run: Run, key: str, first: PredictionSet | None, problems: list[str]) -> PredictionSet | None:
-    path = run.dir.predictions(key)
-    try:
-        found = predictions.load(path)
-        check_provenance(run, run.study.model(key), path, found.provenance)
-        if first is not None and (
-            found.provenance.images_sha256 != first.provenance.images_sha256
-            or not np.array_equal(found.labels, first.labels)
-        ):
-            raise BadFileError(f"{path} was made from another image set than {first.provenance.model}'s")
-    except (MissingInputError, BadFileError) as error:
-        problems.append(str(error))
+    def read(b: int) -> str | None:
+        """Fill in the column of model b; what is wrong with its file, if anything is."""
+        outline, start = outlines[b], 0
+        rows = np.array([row_of.get(source, -1) for source in outline.sources], dtype=np.int64)
+        try:
+            for pred in predictions.iterate_adversarial(run.dir.predictions(models[b].key), outline):
+                of, start = rows[start : start + len(pred)], start + len(pred)
+                known, of = of >= 0, of[of >= 0]
+                shown = analysis.pack_bits(pred != NOT_SHOWN)[known]
+                fooled[of, b] = analysis.pack_bits(pred != outline.labels)[known] & shown
+                is_x_ab[of, b] = (shown == correct[of] & correct[b]).all(axis=-1)
+        except (MissingInputError, BadFileError) as error:
+            return str(error)
+        covered[rows[rows >= 0], b] = True
+        pairs = zip(rows.tolist(), outline.source_sha256, strict=True)
+        is_current[[a for a, sha256 in pairs if a >= 0 and sha256 == current[a]], b] = True
         return None
+
+    predicted = np.isin(np.arange(m), list(outlines))
+    with ThreadPoolExecutor(_readers()) as pool:
+        try:
+            for b, problem in zip(outlines, pool.map(read, outlines), strict=True):
+                report(b + 1, m, "model")
+                if problem is not None:
+                    problems.append(problem)
+                    predicted[b] = False
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    correct[~predicted] = 0  # only now: the threads have compared with it
+    wanted = predicted[:, None] & predicted
+    measured = wanted & covered & is_current & is_x_ab
+    lacks, old = wanted & ~covered, wanted & covered & ~is_current
+    misshown = wanted & ~lacks & ~old & ~is_x_ab
+    for b in np.flatnonzero((wanted & ~measured).any(axis=0)).tolist():
+        path = run.dir.predictions(models[b].key)
+        if names := _names(models, lacks[:, b]):
+            problems.append(f"{path} does not cover {names}: run the evaluate stage")
+        if names := _names(models, old[:, b]):
+            problems.append(f"{path} covers an older attack of {names}: run the evaluate stage")
+        if names := _names(models, misshown[:, b]):
+            problems.append(f"{path}: the images shown of {names} are not X_AB; delete it and run the evaluate stage")
+    return _Gathered(n_images, correct, fooled, measured, predicted, problems)
+
+
+def _readers() -> int:
+    """Threads that read files. HDF5 serves one at a time; the hashes and bits of others are made meanwhile."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
+
+
+def _outline(run: Run, model: Model, first: Outline | None) -> Outline:
+    path = run.dir.predictions(model.key)
+    found = predictions.outline(path)
+    check_provenance(run, model, path, found.provenance)
+    if first is not None and (
+        found.provenance.images_sha256 != first.provenance.images_sha256
+        or not np.array_equal(found.labels, first.labels)
+    ):
+        raise BadFileError(f"{path} was made from another image set than {first.provenance.model}'s")
     return found
 
 
-def _current_sources(run: Run, covered: dict[str, dict[str, str]]) -> dict[str, str]:
+def _current_sources(run: Run, outlines: dict[int, Outline]) -> list[str]:
     """`content_sha256` of every model's adversarial set: from the set itself, else from what its own model saw."""
-    current = {}
-    for key, own in covered.items():
+    current = []
+    for a, model in enumerate(run.study.models):
         try:
-            current[key] = adversarial_header(run, run.study.model(key)).content_sha256
+            current.append(adversarial_header(run, model).content_sha256)
         except (MissingInputError, BadFileError):
-            current[key] = own.get(key, "")
+            own = outlines.get(a)
+            seen = dict(zip(own.sources, own.source_sha256, strict=True)) if own is not None else {}
+            current.append(seen.get(model.key, ""))
     return current
 
 
@@ -225,7 +255,7 @@ def _inputs(run: Run) -> str:
     contents = []
     for model in run.study.models:
         try:
-            contents.append(predictions.header(run.dir.predictions(model.key)).content_sha256)
+            contents.append(predictions.content_sha256(run.dir.predictions(model.key)))
         except (MissingInputError, BadFileError) as error:
             contents.append(type(error).__name__)
         try:

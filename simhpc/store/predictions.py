@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simhpc.errors import BadFileError
 from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
@@ -88,6 +90,85 @@ def load(path: Path) -> PredictionSet:
             adv_pred=hdf5.read(path, file, "adversarial/pred", dtype="int32", shape=(m, n)),
             adv_margin=hdf5.read(path, file, "adversarial/margin", dtype="float16", shape=(m, n)),
         )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All of a file but the answers to adversarial images, which are nearly all of its bytes, and the margins.
+
+    Attributes:
+        content_sha256: identity of the whole content.
+        labels, clean_pred, sources, source_sha256: as in `PredictionSet`.
+    """
+
+    provenance: Provenance
+    content_sha256: str
+    labels: NDArray[np.int32]
+    clean_pred: NDArray[np.int32]
+    sources: list[str]
+    source_sha256: list[str]
+
+
+def outline(path: Path) -> Outline:
+    """Read and check the outline.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        attributes = hdf5.attributes_of(file)
+        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+        sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
+        return Outline(
+            provenance=Provenance.from_attributes(path, attributes),
+            content_sha256=str(hdf5.attribute(path, attributes, "content_sha256")),
+            labels=labels,
+            clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(len(labels),)),
+            # The same texts stand in every file: who reads a thousand shall not hold a million of them.
+            sources=[sys.intern(key) for key in sources],
+            source_sha256=[
+                sys.intern(sha)
+                for sha in hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
+            ],
+        )
+
+
+def iterate_adversarial(path: Path, of: Outline) -> Iterator[NDArray[np.int32]]:
+    """`adv_pred` in slices along the sources, in order: int32 (R, N), about a megabyte each.
+
+    Args:
+        of: what `outline(path)` has returned.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`; or the file has been replaced since. When the data do not
+            match their checksum, this comes after the last slice. Results are to be kept only once the iteration
+            has ended.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        if file.attrs.get("content_sha256") != of.content_sha256:
+            raise BadFileError(f"{path} was replaced while it was being read: run again")
+        shape = (len(of.sources), len(of.labels))
+        found = hdf5.dataset(path, file, "adversarial/pred", dtype="int32", shape=shape)
+        digest = hdf5.ArrayHash("<i4", shape)
+        rows = found.chunks[0] if found.chunks else 1
+        for start in range(0, len(of.sources), rows):
+            pred: NDArray[np.int32] = found[start : start + rows]
+            digest.update(pred)
+            yield pred
+        if digest.hexdigest() != found.attrs.get("sha256"):
+            raise BadFileError(
+                f"{path}: the data of 'adversarial/pred' do not match their checksum: delete it and run again"
+            )
+
+
+def content_sha256(path: Path) -> str:
+    """Identity of the whole content, without reading it.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        return str(hdf5.attribute(path, file.attrs, "content_sha256"))
 
 
 @dataclass(frozen=True)

@@ -42,5 +42,23 @@ def test_rows_and_columns_are_ordered_alike_and_labelled():
     assert rows == [label.get_text() for label in axes.get_xticklabels()]
     drawn = group[[int(name.removeprefix("model-")) for name in rows]]
     assert np.count_nonzero(np.diff(drawn)) == 1
-    shown = axes.images[0].get_array()
+    shown = axes.collections[0].get_array()
     assert (np.diag(shown) == 5.0).all()
+
+
+def test_of_many_models_only_some_are_named_and_that_is_said():
+    sat = np.random.default_rng(0).normal(2, 1, (310, 310))
+    axes = heatmap.draw(matrix(310, (sat + sat.T) / 2), title="x").axes[0]
+    assert len(axes.get_yticklabels()) == len(axes.get_xticklabels()) == 155
+    assert axes.get_xlabel() == "one in 2 of the 310 models is named"
+
+
+def test_unknown_cells_are_grey_and_the_rest_has_its_colour(tmp_path):
+    sat = np.array([[4.0, 1.0, np.nan], [1.0, 4.0, 2.0], [np.nan, 2.0, 4.0]])
+    heatmap.write(matrix(3, sat), tmp_path / "h.png", title="x")
+    with Image.open(tmp_path / "h.png") as picture:
+        colours = {colour: count for count, colour in picture.getcolors(1 << 20)}
+        cell = picture.width * picture.height // 30
+    assert colours[191, 191, 191] > cell  # 0.75 grey
+    assert colours[0, 34, 78] > cell  # cividis at its lower end
+    assert colours[254, 232, 56] > cell  # and at its upper

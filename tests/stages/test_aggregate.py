@@ -6,11 +6,15 @@ import csv
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 import pytest
 
 from simhpc.stages import aggregate
+from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Task
 from simhpc.store import predictions, similarity
 
@@ -140,3 +144,114 @@ def test_pairs_at_the_floor_are_named(copied):
     assert summary["problems"] == []
     assert summary["notes"] == ["the floor of 0.01 % stands for a lower fooling rate: cnn / vit"]
     assert similarity.load(copied.dir.similarity).sat[0, 2] == np.log(0.01)
+
+
+def saved(path, found, **changes):
+    predictions.PredictionSet(**{**vars(found), **changes}).save(path)
+
+
+def matrices(run):
+    found = similarity.load(run.dir.similarity)
+    return {name: value for name, value in vars(found).items() if isinstance(value, np.ndarray)}
+
+
+def test_counts_are_those_of_the_predictions_one_by_one(finished):
+    matrix = similarity.load(finished.dir.similarity)
+    seen = [predictions.load(finished.dir.predictions(key)) for key in matrix.models]
+    for a, of in enumerate(seen):
+        for b, by in enumerate(seen):
+            x_ab = [i for i, label in enumerate(of.labels) if of.clean_pred[i] == label == by.clean_pred[i]]
+            there = by.adv_pred[by.sources.index(matrix.models[a])]
+            back = of.adv_pred[of.sources.index(matrix.models[b])]
+            assert matrix.n_common[a, b] == len(x_ab)
+            assert matrix.n_fooled[a, b] == sum(there[i] != of.labels[i] for i in x_ab)
+            assert matrix.n_both[a, b] == sum(there[i] != of.labels[i] != back[i] for i in x_ab)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 7])
+def test_neither_threads_nor_slices_nor_the_order_of_sources_matter(copied, monkeypatch, readers):
+    whole = similarity.load(copied.dir.similarity)
+    monkeypatch.setattr(aggregate, "_readers", lambda: readers)
+    monkeypatch.setattr("simhpc.store.hdf5._CHUNK_BYTES", 300)  # a row of 70 images per slice
+    for key in whole.models:
+        found = predictions.load(copied.dir.predictions(key))
+        back = slice(None, None, -1)
+        # A model that is no longer asked about stands there too.
+        saved(
+            copied.dir.predictions(key), found,
+            sources=[*found.sources[back], "gone"], source_sha256=[*found.source_sha256[back], "0" * 64],
+            adv_pred=np.vstack([found.adv_pred[back], found.adv_pred[:1]]),
+            adv_margin=np.vstack([found.adv_margin[back], found.adv_margin[:1]]),
+        )  # fmt: skip
+    assert execute(copied)["problems"] == []
+    for name, value in matrices(copied).items():
+        np.testing.assert_array_equal(value, getattr(whole, name))
+
+
+def test_a_flipped_bit_in_the_answers_is_named_and_the_whole_file_counts_for_nothing(copied, monkeypatch):
+    path = copied.dir.predictions("vit")
+    monkeypatch.setattr("simhpc.store.hdf5._CHUNK_BYTES", 300)
+    saved(path, predictions.load(path))
+    with h5py.File(path, "r") as file:
+        answers = file["adversarial/pred"]
+        last = answers.id.get_chunk_info(answers.id.get_num_chunks() - 1)
+    damaged = bytearray(path.read_bytes())
+    damaged[last.byte_offset + 5] ^= 4
+    path.write_bytes(damaged)
+    problems = execute(copied)["problems"]
+    assert len(problems) == 1
+    assert str(path) in problems[0]
+    matrix = similarity.load(copied.dir.similarity)
+    assert np.isnan(matrix.sat[2]).all()
+    assert np.isnan(matrix.clean_accuracy[2])
+    assert (matrix.n_common[2] == -1).all()
+    assert np.isfinite(matrix.sat[:2, :2]).all()
+
+
+def test_a_file_replaced_while_it_is_read_is_not_mixed_in(copied, monkeypatch):
+    path, original = copied.dir.predictions("vit"), predictions.iterate_adversarial
+    found = predictions.load(path)
+
+    def replaced(opened, of):
+        if opened == path:
+            saved(path, found, clean_pred=(found.clean_pred + 1) % 10)
+        return original(opened, of)
+
+    monkeypatch.setattr(predictions, "iterate_adversarial", replaced)
+    assert execute(copied)["problems"] == [f"{path} was replaced while it was being read: run again"]
+    assert np.isnan(similarity.load(copied.dir.similarity).sat[2]).all()
+    assert not aggregate.is_done(copied, Task("aggregate", ALL))
+
+
+def test_an_interruption_waits_for_no_file_that_was_not_begun(copied, monkeypatch):
+    begun, is_cancelled, original = [], threading.Event(), predictions.iterate_adversarial
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            is_cancelled.set()
+            super().shutdown(wait=wait)
+
+    def second_waits(path, of):
+        begun.append(path)
+        if len(begun) == 2:
+            is_cancelled.wait()
+        return original(path, of)
+
+    def report(done, total, unit):
+        if done == 1:
+            raise Interrupted
+
+    monkeypatch.setattr(aggregate, "_readers", lambda: 1)
+    monkeypatch.setattr(aggregate, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(predictions, "iterate_adversarial", second_waits)
+    with pytest.raises(Interrupted):
+        aggregate.aggregate(copied, report)
+    assert len(begun) < 3
+
+
+def test_many_models_that_are_not_covered_are_not_all_named():
+    models = [type("Named", (), {"key": f"m{k}"}) for k in range(13)]
+    assert aggregate._names(models, np.arange(13) < 0) == ""
+    assert aggregate._names(models, np.arange(13) > 10) == "m11, m12"
+    assert aggregate._names(models, np.arange(13) > 0).endswith("m9, m10 and 2 more models")
