@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,6 @@ from simhpc.study import Study, load_study
 if TYPE_CHECKING:
     from simhpc.cluster.forecast import StageForecast
     from simhpc.stages.estimate import Estimate, Facts, Speed
-    from simhpc.zoo.cost import Cost
 
 _NO_TIMES = "times are unknown: --measure times a few batches here, --tflops N takes what one device sustains"
 
@@ -77,7 +76,7 @@ def plan(
     from simhpc.cluster.forecast import forecast, uses_gpu, warnings
     from simhpc.cluster.profile import load_profile
     from simhpc.stages.device import cuda_devices
-    from simhpc.stages.estimate import estimate, look
+    from simhpc.stages.estimate import count_costs, estimate, look, speed_from
     from simhpc.stages.prepare import prepare
 
     study = load_study(study_file)
@@ -87,8 +86,10 @@ def plan(
         raise SimhpcError(f"{RunDir(root).images} has gone: simhpc run or simhpc submit draws it again, plan does not")
     run = prepare(study, root, dry_run=True)
     facts = look(run)
-    costs = _costs(run.study, facts.num_classes)
-    speeds = _speeds(run.study, facts.num_classes, costs, tflops, is_measured=measure)
+    costs = count_costs(run.study, facts.num_classes)
+    speeds = _measured(run.study, facts.num_classes) if measure else None
+    if tflops is not None:
+        speeds = {key: speed_from(cost, tflops) for key, cost in costs.items()}
     if profile is not None:
         on_gpu = [stage for stage in STAGES if uses_gpu(profile, study.resources, stage)]
         at_once = {stage: profile.resources(stage).array_parallelism for stage in STAGES}
@@ -98,7 +99,7 @@ def plan(
     found = estimate(run, facts, costs, accuracy=accuracy, speeds=speeds, on_gpu=on_gpu)
     stages = forecast(found, at_once)
     notes = warnings(found, profile, str(profile_file)) if profile is not None else []
-    result = _Plan(run, facts, costs, speeds, found, stages, notes)
+    result = _Plan(run, facts, found, stages, notes)
     if as_json:
         print(json.dumps(result.as_json(), indent=1))
         return
@@ -111,30 +112,7 @@ def plan(
         output.print(_NO_TIMES, markup=False, soft_wrap=True)
 
 
-def _costs(study: Study, num_classes: int) -> dict[str, Cost]:
-    from simhpc.stages.estimate import canvas_px
-    from simhpc.zoo.cost import count
-
-    costs: dict[str, Cost] = {}
-    known: dict[str, Cost] = {}
-    for model in study.models:
-        # Models that differ only in weights and training cost the same.
-        alike = json.dumps([model.timm_name, model.is_trained_here, model.args, model.data.input_size_px], default=str)
-        if alike not in known:
-            known[alike] = count(model, num_classes, canvas_px=canvas_px(study))
-        costs[model.key] = known[alike]
-    return costs
-
-
-def _speeds(
-    study: Study, num_classes: int, costs: Mapping[str, Cost], tflops: float | None, *, is_measured: bool
-) -> dict[str, Speed] | None:
-    if tflops is not None:
-        from simhpc.stages.estimate import speed_from
-
-        return {key: speed_from(cost, tflops) for key, cost in costs.items()}
-    if not is_measured:
-        return None
+def _measured(study: Study, num_classes: int) -> dict[str, Speed]:
     from simhpc.stages.timing import import_seconds, measure
 
     import_s, speeds = import_seconds(), {}
@@ -150,8 +128,6 @@ class _Plan:
 
     run: Run
     facts: Facts
-    costs: Mapping[str, Cost]
-    speeds: Mapping[str, Speed] | None
     found: Estimate
     stages: Sequence[StageForecast]
     warnings: Sequence[str]
@@ -178,7 +154,7 @@ class _Plan:
                     else {}
                 ),
             }
-            for model, cost in ((model, self.costs[model.key]) for model in study.models)
+            for model, cost in ((model, self.found.costs[model.key]) for model in study.models)
         ]
         tasks = [
             {**asdict(task.task), **{name: value for name, value in asdict(task).items() if name != "task"}}
@@ -246,14 +222,14 @@ class _Plan:
             "model", "input", "params", "weights", "forward", "+ gradient", "kept/image", "attack FLOP", "evaluate FLOP"
         )
         by_task = {(task.task.stage, task.task.model): task for task in self.found.tasks}
-        times = self.speeds is not None
+        times = self.found.speeds is not None
         table.add_column("attack memory", justify="right", no_wrap=True)
         table.add_column("adversarial", justify="right", no_wrap=True)
         for name in ("train", "attack", "evaluate") if times else ():
             table.add_column(f"{name} time", justify="right", no_wrap=True)
         for model in self.run.study.models:
             cost, attack, evaluate = (
-                self.costs[model.key],
+                self.found.costs[model.key],
                 by_task["attack", model.key],
                 by_task["evaluate", model.key],
             )
@@ -278,7 +254,7 @@ class _Plan:
 
     def _stages(self) -> Table:
         table = _table("stage", "tasks", "done", "FLOP", "to do", "peak memory", "on the GPU", "at once")
-        times = self.speeds is not None
+        times = self.found.speeds is not None
         for name in ("device time", "longest task", "wall time") if times else ():
             table.add_column(name, justify="right", no_wrap=True)
         for stage in self.stages:
@@ -308,7 +284,7 @@ class _Plan:
         return table
 
     def _speed(self, key: str) -> Speed | None:
-        return None if self.speeds is None else self.speeds[key]
+        return None if self.found.speeds is None else self.found.speeds[key]
 
     def _device_s(self) -> float | None:
         return _sum([stage.device_s for stage in self.stages])

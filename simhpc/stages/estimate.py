@@ -7,6 +7,7 @@ predictions cover which sources.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,12 @@ from simhpc.study import Model, Study
 if TYPE_CHECKING:
     from simhpc.zoo.cost import Cost
 
-HOST_BYTES = 420 << 20
-"""Memory of a task that has imported torch and timm, before it has loaded anything (CPU build of torch)."""
+HOST_BYTES = {"train": 470 << 20, "attack": 410 << 20, "evaluate": 410 << 20, "aggregate": 140 << 20}
+"""Memory of a task that has imported all it needs and loaded nothing yet, by stage (seen with a CPU build of torch)."""
 START_S = 5.0
 """From the start of a task to its first image, where it was not measured: imports, building, loading weights."""
 
+_TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of the weights
 _FLOAT_BYTES = 4
 _EVALUATE_SLICE_BATCHES = 16
 _RESIZE_SLICE = 256
@@ -44,17 +46,20 @@ class Speed:
     Attributes:
         forward_s: of one image's forward pass, in batches of the study's size.
         gradient_s: of one image's forward pass and input gradient.
+        training_s: of training on one image, with reading and augmenting it; 0 if it is not trained here.
         start_s: from the start of a task to its first image.
     """
 
     forward_s: float
     gradient_s: float
+    training_s: float
     start_s: float = START_S
 
 
 def speed_from(cost: Cost, tflops: float) -> Speed:
-    """The speed of a device that sustains so many TFLOP/s."""
-    return Speed(cost.forward_flops / (tflops * 1e12), cost.gradient_flops / (tflops * 1e12))
+    """The speed of a device that sustains so many TFLOP/s, and never waits for images to train on."""
+    forward_s, gradient_s = cost.forward_flops / (tflops * 1e12), cost.gradient_flops / (tflops * 1e12)
+    return Speed(forward_s, gradient_s, _TRAINING_FORWARDS * forward_s)
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,15 @@ class Estimate:
     Attributes:
         tasks: of all stages, in order.
         accuracy: by key, known or assumed (fractions).
+        costs, speeds: that it was made from.
         files: by kind, expected bytes and at most; every file of the finished run but logs.
         largest_file, largest_file_bytes: the largest single one, at most.
     """
 
     tasks: tuple[TaskEstimate, ...]
     accuracy: Mapping[str, float]
+    costs: Mapping[str, Cost]
+    speeds: Mapping[str, Speed] | None
     files: Mapping[str, tuple[int, int]]
     largest_file: str
     largest_file_bytes: int
@@ -202,6 +210,21 @@ def _covered(run: Run, model: Model, hashes: Mapping[str, str]) -> frozenset[str
     return frozenset(source for source, sha256 in pairs if hashes.get(source) == sha256)
 
 
+def count_costs(study: Study, num_classes: int) -> dict[str, Cost]:
+    """What each model costs, by key. Models that differ only in weights and training are counted once."""
+    from simhpc.zoo import cost
+
+    found: dict[str, Cost] = {}
+    known: dict[str, Cost] = {}
+    for model in study.models:
+        arguments = [model.timm_name, model.is_trained_here, model.args, model.data.model_dump(mode="json")]
+        alike = json.dumps(arguments, sort_keys=True)
+        if alike not in known:
+            known[alike] = cost.count(model, num_classes, canvas_px=canvas_px(study))
+        found[model.key] = known[alike]
+    return found
+
+
 def estimate(
     run: Run,
     facts: Facts,
@@ -260,6 +283,8 @@ class _Estimator:
         return Estimate(
             tasks=tuple(tasks),
             accuracy=self._accuracy,
+            costs=self._costs,
+            speeds=self._speeds,
             files=files,
             largest_file=str(largest.relative_to(self._run.dir.root)),
             largest_file_bytes=sizes[largest],
@@ -281,11 +306,10 @@ class _Estimator:
         # What does not fill a batch waits for another epoch.
         shown = settings.epochs * (available // batch if batch else 0) * batch
         judged = padded(self._study.images.n, self._study.resources.batch_size)
-        flops = (3 * shown + judged) * cost.forward_flops
+        flops = (_TRAINING_FORWARDS * shown + judged) * cost.forward_flops
         seconds = None
         if (speed := self._speed(model)) is not None:
-            # An input gradient is two forward passes' worth, a step of training three.
-            seconds = speed.start_s + 1.5 * shown * speed.gradient_s + judged * speed.forward_s
+            seconds = speed.start_s + shown * speed.training_s + judged * speed.forward_s
         side = _side(model)
         clean_bytes = self._study.images.n * pixels(side)
         network_bytes = 4 * cost.weight_bytes  # with gradients, and the optimiser's two moments
@@ -408,7 +432,7 @@ class _Estimator:
             todo_flops=0 if is_done else flops if todo_flops is None else todo_flops,
             todo_s=seconds if seconds is None or not is_done else 0.0,
             step_s=step_s,
-            memory_bytes=HOST_BYTES + max(loading, host if is_on_gpu else host + device),
+            memory_bytes=HOST_BYTES[task.stage] + max(loading, host if is_on_gpu else host + device),
             device_bytes=device if is_on_gpu else 0,
             written_bytes=written[0],
             written_most_bytes=written[1],

@@ -1,4 +1,4 @@
-"""How fast this machine computes a model: a few batches, timed."""
+"""How fast this machine computes a model: a few batches of attack, evaluation and training, timed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn import functional
 
 from simhpc.errors import SimhpcError
+from simhpc.images import open_source
 from simhpc.stages.estimate import Speed, canvas_px
 from simhpc.stages.runtime import set_up_torch
 from simhpc.study import Model, Study
-from simhpc.zoo import build
+from simhpc.zoo import build, training
 from simhpc.zoo.classifier import PixelClassifier
 
 _ENOUGH_S = 1.0
 _MOST_BATCHES = 10
+_TRAINING_BATCHES = 4
 
 _IMPORTS = "import simhpc.attacks.attack, simhpc.stages.runtime, simhpc.zoo.build"
 
@@ -34,6 +36,7 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
 
     Raises:
         SimhpcError: a batch does not fit into memory; or see `set_up_torch`.
+        ImageSourceError: there are no images to train on.
     """
     device, batch_size = set_up_torch(study.resources), study.resources.batch_size
     side = canvas_px(study) or model.data.input_size_px
@@ -46,12 +49,13 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
     pixels = torch.rand(batch_size, 3, side, side, generator=generator).to(device)
     try:
         forward_s, gradient_s = time_batches(classifier, pixels)
+        training_s = 0.0 if model.training is None else _training_s(network, model, study, device)
     except torch.OutOfMemoryError as error:
         raise SimhpcError(
-            f"model {model.key!r}: a batch of {batch_size} does not fit into the memory of {device}: "
-            f"lower resources.batch_size ({error})"
+            f"model {model.key!r}: a batch does not fit into the memory of {device}: lower resources.batch_size or "
+            f"training.batch_size ({error})"
         ) from None
-    return Speed(forward_s / batch_size, gradient_s / batch_size, import_s + build_s)
+    return Speed(forward_s / batch_size, gradient_s / batch_size, training_s, import_s + build_s)
 
 
 def time_batches(
@@ -90,6 +94,28 @@ def _median_s(work: Callable[[], None], device: torch.device, clock: Callable[[]
             break
     counted = sorted(found[1:])
     return counted[len(counted) // 2]
+
+
+def _training_s(network: nn.Module, model: Model, study: Study, device: torch.device) -> float:
+    """Seconds per image of the second of two short epochs, decoding and augmentation included."""
+    settings = model.training
+    assert settings is not None
+    source = open_source(settings.images or study.images.source, study.images.labels)
+    batch_size = min(settings.batch_size, len(source.labels))
+    positions = list(range(min(len(source.labels), _TRAINING_BATCHES * batch_size)))
+    ends: list[float] = []
+    training.train(
+        network.requires_grad_(True),
+        source,
+        positions,
+        # No warm-up, and hardly any step: it is the time that counts, not where it leads.
+        settings.model_copy(update={"epochs": 2, "warmup_epochs": 0.0, "lr": 1e-6}),
+        model.data,
+        seed=0,
+        device=device,
+        on_epoch=lambda _: ends.append(time.perf_counter()),
+    )
+    return (ends[1] - ends[0]) / (len(positions) // batch_size * batch_size)
 
 
 def import_seconds() -> float:

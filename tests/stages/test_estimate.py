@@ -163,18 +163,20 @@ def test_an_evaluation_pads_every_slice(make_study, tmp_path):
 
 def test_seconds(make_study, tmp_path):
     run = fresh(make_study, tmp_path, ("cnn",))
-    speeds = {"cnn": Speed(forward_s=0.5, gradient_s=2.0, start_s=3.0)}
+    speeds = {"cnn": Speed(forward_s=0.5, gradient_s=2.0, training_s=3.0, start_s=4.0)}
     found = by_task(estimate(run, facts(run), {"cnn": unit()}, accuracy=0.8, speeds=speeds))
-    assert found["attack", "cnn"].todo_s == 3.0 + (96 + 64) * 0.5 + 64 * 4 * 2.0
+    assert found["attack", "cnn"].todo_s == 4.0 + (96 + 64) * 0.5 + 64 * 4 * 2.0
     # Until the first batch is kept: every clean image, and 4 steps of 32.
-    assert found["attack", "cnn"].step_s == 3.0 + 96 * 0.5 + 32 * 4 * 2.0
-    assert found["evaluate", "cnn"].todo_s == 3.0 + 64 * 0.5
-    assert found["train", "cnn"].todo_s == 3.0 + 6 * 26 * 64 * 3.0 + 96 * 0.5
+    assert found["attack", "cnn"].step_s == 4.0 + 96 * 0.5 + 32 * 4 * 2.0
+    assert found["evaluate", "cnn"].todo_s == 4.0 + 64 * 0.5
+    assert found["train", "cnn"].todo_s == 4.0 + 6 * 26 * 64 * 3.0 + 96 * 0.5
     assert found["aggregate", ALL].todo_s == START_S
 
 
 def test_speed_from_tflops():
-    assert speed_from(unit(forward_flops=10**9, gradient_flops=3 * 10**9), tflops=0.5) == Speed(0.002, 0.006, START_S)
+    assert speed_from(unit(forward_flops=10**9, gradient_flops=3 * 10**9), tflops=0.5) == Speed(
+        0.002, 0.006, 0.006, START_S
+    )
 
 
 def test_memory_of_an_attack(make_study, tmp_path):
@@ -186,14 +188,14 @@ def test_memory_of_an_attack(make_study, tmp_path):
     small, large = 70 * 3 * 8 * 8, 70 * 3 * 16 * 16
     device = 1000 + 7 + 32 * (300 + 100 + 8 * 4 * 3 * 16 * 16)
     on_cpu = by_task(estimate(run, facts(run), costs, accuracy=0.8))["attack", "cnn"]
-    assert (on_cpu.memory_bytes, on_cpu.device_bytes) == (HOST_BYTES + small + 3 * large + device, 0)
+    assert (on_cpu.memory_bytes, on_cpu.device_bytes) == (HOST_BYTES["attack"] + small + 3 * large + device, 0)
     on_gpu = by_task(estimate(run, facts(run), costs, accuracy=0.8, on_gpu=["attack"]))["attack", "cnn"]
-    assert (on_gpu.memory_bytes, on_gpu.device_bytes) == (HOST_BYTES + small + 3 * large, device)
+    assert (on_gpu.memory_bytes, on_gpu.device_bytes) == (HOST_BYTES["attack"] + small + 3 * large, device)
     # On a canvas the stored images are the clean view, at their own size.
     canvas = fresh(make_study, tmp_path, ("cnn",), attack={"grid": "canonical"})
     device = 1000 + 7 + 32 * (300 + 100 + 8 * 4 * 3 * 8 * 8)
     found = by_task(estimate(canvas, facts(canvas), costs, accuracy=0.8))["attack", "cnn"]
-    assert found.memory_bytes == HOST_BYTES + 3 * small + device
+    assert found.memory_bytes == HOST_BYTES["attack"] + 3 * small + device
 
 
 def test_bounds(make_study, tmp_path):
