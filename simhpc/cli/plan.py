@@ -210,7 +210,7 @@ class _Plan:
             f"         largest file {self.found.largest_file}, at most {size(self.found.largest_file_bytes)}; "
             f"while it runs, at most {size(self._temporary())} more",
             f"reading  {size(sum(task.read_bytes for task in self.found.of_stage('evaluate')))} of adversarial images "
-            "by the evaluations",
+            "by the evaluations (not in their times)",
         ]
         if (device_s := self._device_s()) is not None:
             lines.append(f"time     {device_s / 3600:.2f} device-hours, {duration(self._wall_s())} from start to end")

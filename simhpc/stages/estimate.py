@@ -32,6 +32,7 @@ _TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of
 _FLOAT_BYTES = 4
 _EVALUATE_SLICE_BATCHES = 16
 _RESIZE_SLICE = 256
+_SLACK = 1.3  # the CPU's allocator keeps pieces that were freed; seen: 1.0 (convolutions) to 1.4 (transformers)
 _FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iterate, gradient, normalised
 _HEADER_BYTES = 7 << 10
 _TEXT_BYTES = 16, 19  # of a string in HDF5, besides its characters: in the dataset, and where it lies
@@ -321,7 +322,8 @@ class _Estimator:
             seconds=seconds,
             step_s=seconds,
             host=self._chosen_bytes() + 2 * clean_bytes + cost.weight_bytes,
-            device=network_bytes + batch_bytes,
+            weights=network_bytes,
+            activations=batch_bytes,
             written=(written, written),
         )
 
@@ -337,15 +339,15 @@ class _Estimator:
         own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(side)
         # The images that are attacked and what becomes of them; later, the file and what is read back from it.
         pairs = 2 * n * pixels(side)
-        on_device = cost.weight_bytes + cost.saved_fixed_bytes
-        on_device += batch * (cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side))
+        per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
         return self._task(
             task,
             flops=forward * cost.forward_flops + gradient * cost.gradient_flops,
             seconds=seconds,
             step_s=step_s,
             host=self._chosen_bytes() + own_clean + pairs,
-            device=on_device,
+            weights=cost.weight_bytes,
+            activations=cost.saved_fixed_bytes + batch * per_image,
             loading=self._chosen_bytes() + 2 * cost.weight_bytes,
             written=(adversarial_bytes(n, n_attacked, side), adversarial_bytes(n, n, side)),
             read=images_bytes(self._study, self._facts.num_classes),
@@ -378,7 +380,8 @@ class _Estimator:
             seconds=seconds,
             step_s=step_s,
             host=host,
-            device=cost.weight_bytes + batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * pixels(own_side)),
+            weights=cost.weight_bytes,
+            activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * pixels(own_side)),
             loading=self._chosen_bytes() + 2 * cost.weight_bytes,
             written=(written, written),
             read=sum(sets[key] for key in todo),
@@ -404,7 +407,8 @@ class _Estimator:
             seconds=None if self._speeds is None else START_S,
             step_s=None,
             host=m * m * (3 * n // 8 + 100) + m * n * 6 * 2,
-            device=0,
+            weights=0,
+            activations=0,
             written=(written, written),
             read=m * predictions_bytes(n, m),
         )
@@ -417,14 +421,16 @@ class _Estimator:
         seconds: float | None,
         step_s: float | None,
         host: int,
-        device: int,
+        weights: int,
+        activations: int,
         written: tuple[int, int],
         loading: int = 0,
         read: int = 0,
         todo_flops: int | None = None,
     ) -> TaskEstimate:
         is_done = task in self._facts.done
-        is_on_gpu = device > 0 and task.stage in self._on_gpu
+        is_on_gpu = weights > 0 and task.stage in self._on_gpu
+        on_cpu = 0 if is_on_gpu else weights + round(_SLACK * activations)
         return TaskEstimate(
             task=task,
             is_done=is_done,
@@ -432,8 +438,8 @@ class _Estimator:
             todo_flops=0 if is_done else flops if todo_flops is None else todo_flops,
             todo_s=seconds if seconds is None or not is_done else 0.0,
             step_s=step_s,
-            memory_bytes=HOST_BYTES[task.stage] + max(loading, host if is_on_gpu else host + device),
-            device_bytes=device if is_on_gpu else 0,
+            memory_bytes=HOST_BYTES[task.stage] + max(loading, host + on_cpu),
+            device_bytes=weights + activations if is_on_gpu else 0,
             written_bytes=written[0],
             written_most_bytes=written[1],
             read_bytes=0 if is_done else read,
