@@ -30,3 +30,28 @@ def duration(seconds: float | None) -> str:
 def percent(fraction: float) -> str:
     """`98.5 %`, or `-` for NaN."""
     return "-" if fraction != fraction else f"{100 * fraction:.1f} %"
+
+
+def scaled(number: float, unit: str) -> str:
+    """A count with a decimal prefix: `7.63 MFLOP`, `2.1 T`."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(number) < 999.5 or prefix == "E":
+            break
+        number /= 1000
+    return f"{_three_digits(number)} {prefix}{unit}".rstrip()
+
+
+def size(n_bytes: float) -> str:
+    """Bytes with a binary prefix: `3.42 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if abs(n_bytes) < 999.5 or unit == "TiB":
+            break
+        n_bytes /= 1024
+    return f"{_three_digits(n_bytes)} {unit}"
+
+
+def _three_digits(number: float) -> str:
+    """`0`, `7.63`, `76.3` or `763`."""
+    if number == int(number) and abs(number) < 10:
+        return str(int(number))
+    return f"{number:.{max(0, 2 - len(str(int(abs(number)))) + 1)}f}"

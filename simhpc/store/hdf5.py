@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ CONTAINER_DIGEST = "SIMHPC_CONTAINER_DIGEST"
 """The variable that tells a task in which image it runs."""
 
 _CHUNK_BYTES = 1 << 20
+_CHECKSUM_BYTES = 4
+# A node of the tree that finds chunks, at least half full, and a dataset's own header: 2 to 4 KiB, by the rank.
+_INDEX_BYTES = 3 << 10
 
 
 def container() -> str:
@@ -159,14 +163,26 @@ class ArrayHash:
         return self._digest.hexdigest()
 
 
+def stored_bytes(shape: tuple[int, ...], item_bytes: int) -> int:
+    """What a dataset of numbers of this shape takes up in a file: whole chunks and their index, headers aside."""
+    chunks = _chunks(shape, item_bytes)
+    if chunks is None:
+        return _INDEX_BYTES
+    n_chunks = -(-shape[0] // chunks[0])
+    return n_chunks * (math.prod(chunks) * item_bytes + _CHECKSUM_BYTES) + -(-n_chunks // 32) * _INDEX_BYTES
+
+
+def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
+    """Whole rows, as many as make about a mebibyte; None for a dataset without any number."""
+    if math.prod(shape) == 0:
+        return None
+    row_bytes = max(1, math.prod(shape[1:]) * item_bytes)
+    return (min(shape[0], max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])
+
+
 def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
     is_text = array.dtype.kind in "OU"
-    if array.size == 0:
-        chunks = None
-    else:
-        row_bytes = max(1, array.nbytes // array.shape[0])
-        rows = min(array.shape[0], max(1, _CHUNK_BYTES // row_bytes))
-        chunks = (rows, *array.shape[1:])
+    chunks = _chunks(array.shape, array.itemsize)
     created = file.create_dataset(
         name,
         shape=array.shape,

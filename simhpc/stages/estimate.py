@@ -1,0 +1,518 @@
+"""What a study will cost: arithmetic, memory, bytes and (with a speed) seconds of every task. Writes nothing.
+
+It follows what the stages do, line by line: how often each shows how many images to its model, and what it holds
+in memory meanwhile. What is done already, in the run directory, is known and not assumed: accuracies, and which
+predictions cover which sources.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simhpc.errors import BadFileError, MissingInputError
+from simhpc.rundir import Run
+from simhpc.stages import STAGES, done_tasks, stage_module, validity
+from simhpc.stages.task import ALL, Task
+from simhpc.store import checkpoint, hdf5, image_set, predictions
+from simhpc.study import Model, Study
+
+if TYPE_CHECKING:
+    from simhpc.zoo.cost import Cost
+
+HOST_BYTES = {"train": 470 << 20, "attack": 410 << 20, "evaluate": 410 << 20, "aggregate": 140 << 20}
+"""Memory of a task that has imported all it needs and loaded nothing yet, by stage (seen with a CPU build of torch)."""
+START_S = 5.0
+"""From the start of a task to its first image, where it was not measured: imports, building, loading weights."""
+
+_TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of the weights
+_FLOAT_BYTES = 4
+_EVALUATE_SLICE_BATCHES = 16
+_RESIZE_SLICE = 256
+_SLACK = 1.3  # the CPU's allocator keeps pieces that were freed; seen: 1.0 (convolutions) to 1.4 (transformers)
+_FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iterate, gradient, normalised
+_HEADER_BYTES = 7 << 10
+_TEXT_BYTES = 16, 19  # of a string in HDF5, besides its characters: in the dataset, and where it lies
+_NAME_CHARACTERS = 24
+_PICTURE_BYTES = 150 << 10
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one task computes.
+
+    Attributes:
+        forward_s: of one image's forward pass, in batches of the study's size.
+        gradient_s: of one image's forward pass and input gradient.
+        training_s: of training on one image, with reading and augmenting it; 0 if it is not trained here.
+        start_s: from the start of a task to its first image.
+    """
+
+    forward_s: float
+    gradient_s: float
+    training_s: float
+    start_s: float = START_S
+
+
+def speed_from(cost: Cost, tflops: float) -> Speed:
+    """The speed of a device that sustains so many TFLOP/s, and never waits for images to train on."""
+    forward_s, gradient_s = cost.forward_flops / (tflops * 1e12), cost.gradient_flops / (tflops * 1e12)
+    return Speed(forward_s, gradient_s, _TRAINING_FORWARDS * forward_s)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before anything is estimated.
+
+    Attributes:
+        num_classes: of the image set.
+        training_images: that each model trained here will see, by key.
+        accuracy: by key, of models that are trained or attacked already (fractions).
+        done: tasks whose output is there.
+        covered: by key, sources that the model's predictions cover already.
+    """
+
+    num_classes: int
+    training_images: Mapping[str, int]
+    accuracy: Mapping[str, float]
+    done: frozenset[Task]
+    covered: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class TaskEstimate:
+    """One task.
+
+    Attributes:
+        flops: of the whole task.
+        todo_flops: of what is left of it to do.
+        todo_s: seconds of that; None without a speed.
+        step_s: seconds of the smallest part that an interruption does not lose; None without a speed.
+        memory_bytes: peak of the process on the host.
+        device_bytes: peak on the GPU; 0 on the CPU.
+        written_bytes: its files, expected.
+        written_most_bytes: the same if the models get every image right.
+        read_bytes: of other tasks' files, expected, of what is left to do.
+    """
+
+    task: Task
+    is_done: bool
+    flops: int
+    todo_flops: int
+    todo_s: float | None
+    step_s: float | None
+    memory_bytes: int
+    device_bytes: int
+    written_bytes: int
+    written_most_bytes: int
+    read_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole study.
+
+    Attributes:
+        tasks: of all stages, in order.
+        accuracy: by key, known or assumed (fractions).
+        costs, speeds: that it was made from.
+        files: by kind, expected bytes and at most; every file of the finished run but logs.
+        largest_file, largest_file_bytes: the largest single one, at most.
+    """
+
+    tasks: tuple[TaskEstimate, ...]
+    accuracy: Mapping[str, float]
+    costs: Mapping[str, Cost]
+    speeds: Mapping[str, Speed] | None
+    files: Mapping[str, tuple[int, int]]
+    largest_file: str
+    largest_file_bytes: int
+
+    def of_stage(self, stage: str) -> list[TaskEstimate]:
+        return [task for task in self.tasks if task.task.stage == stage]
+
+
+def look(run: Run) -> Facts:
+    """Find out what can be known: from the image sources, and from the run directory if it is there.
+
+    Args:
+        run: as `prepare(..., dry_run=True)` returns it, so that its folder may not exist.
+
+    Raises:
+        ImageSourceError: images that are needed cannot be found.
+        BadFileError: the run directory is there and its image set is not.
+    """
+    from simhpc.images import open_source
+
+    study = run.study
+    counts: dict[str, int] = {}
+
+    def images_of(where: str) -> int:
+        if where not in counts:
+            counts[where] = len(open_source(where, study.images.labels).labels)
+        return counts[where]
+
+    exists = run.dir.study.exists()
+    if exists:
+        num_classes = image_set.load(run.dir.images).num_classes
+    else:
+        source = open_source(study.images.source, study.images.labels)
+        num_classes, counts[study.images.source] = len(source.classes), len(source.labels)
+    training_images, accuracy = {}, {}
+    for model in study.models:
+        if model.training is None:
+            continue
+        held = _trained(run, model) if exists else None
+        if held is not None:
+            training_images[model.key] = int(held["training_images"])
+            accuracy[model.key] = float(held["accuracy"])
+        else:
+            where = model.training.images or study.images.source
+            own = where == study.images.source
+            # Copies under another name are left out too; to find those would take reading every image.
+            training_images[model.key] = images_of(where) - (study.images.n if own else 0)
+    if not exists:
+        return Facts(num_classes, training_images, accuracy, frozenset(), {})
+    with validity.shared_sources(run):
+        done = done_tasks(run, STAGES)
+        headers = validity.usable_sources(run).headers
+        accuracy |= {key: header.n_attacked / header.n_images for key, header in headers.items()}
+        hashes = {key: header.content_sha256 for key, header in headers.items()}
+        covered = {model.key: _covered(run, model, hashes) for model in study.models}
+    # `evaluate` counts an evaluation as done when it covers what is there now; more sources are coming.
+    keys = {model.key for model in study.models}
+    waiting = {Task("evaluate", key) for key in keys if covered[key] != keys}
+    if waiting:
+        waiting.add(Task("aggregate", ALL))
+    return Facts(num_classes, training_images, accuracy, frozenset(done - waiting), covered)
+
+
+def _trained(run: Run, model: Model) -> Mapping[str, str] | None:
+    try:
+        if stage_module("train").is_done(run, Task("train", model.key)):
+            return checkpoint.metadata_of(run.dir.checkpoint(model.key))
+    except (MissingInputError, BadFileError):
+        pass
+    return None
+
+
+def _covered(run: Run, model: Model, hashes: Mapping[str, str]) -> frozenset[str]:
+    """Sources whose present set a model's predictions cover."""
+    path = run.dir.predictions(model.key)
+    try:
+        validity.check_provenance(run, model, path, predictions.header(path).provenance)
+        held = predictions.load(path)
+    except (MissingInputError, BadFileError):
+        return frozenset()
+    pairs = zip(held.sources, held.source_sha256, strict=True)
+    return frozenset(source for source, sha256 in pairs if hashes.get(source) == sha256)
+
+
+def count_costs(study: Study, num_classes: int) -> dict[str, Cost]:
+    """What each model costs, by key. Models that differ only in weights and training are counted once."""
+    from simhpc.zoo import cost
+
+    found: dict[str, Cost] = {}
+    known: dict[str, Cost] = {}
+    for model in study.models:
+        arguments = [model.timm_name, model.is_trained_here, model.args, model.data.model_dump(mode="json")]
+        alike = json.dumps(arguments, sort_keys=True)
+        if alike not in known:
+            known[alike] = cost.count(model, num_classes, canvas_px=canvas_px(study))
+        found[model.key] = known[alike]
+    return found
+
+
+def estimate(
+    run: Run,
+    facts: Facts,
+    costs: Mapping[str, Cost],
+    *,
+    accuracy: float,
+    speeds: Mapping[str, Speed] | None = None,
+    on_gpu: Collection[str] = (),
+) -> Estimate:
+    """Put everything together.
+
+    Args:
+        costs: by model key.
+        accuracy: of models of which it is not known yet (a fraction).
+        speeds: by model key; None for arithmetic alone.
+        on_gpu: stages that compute on a GPU.
+    """
+    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate()
+
+
+class _Estimator:
+    def __init__(
+        self,
+        run: Run,
+        facts: Facts,
+        costs: Mapping[str, Cost],
+        accuracy: float,
+        speeds: Mapping[str, Speed] | None,
+        on_gpu: Collection[str],
+    ) -> None:
+        self._run, self._study, self._facts, self._costs, self._speeds = run, run.study, facts, costs, speeds
+        self._on_gpu = on_gpu
+        self._accuracy = {model.key: facts.accuracy.get(model.key, accuracy) for model in run.study.models}
+
+    def estimate(self) -> Estimate:
+        make = {"train": self._train, "attack": self._attack, "evaluate": self._evaluate}
+        tasks = [
+            make[stage](self._study.model(task.model), task)
+            for stage in make
+            for task in stage_module(stage).tasks(self._run)
+        ]
+        tasks += [self._aggregate(task) for task in stage_module("aggregate").tasks(self._run)]
+        names = {"train": "checkpoints", "attack": "adversarial", "evaluate": "predictions", "aggregate": "similarity"}
+        images = images_bytes(self._study, self._facts.num_classes)
+        files = {"images.h5": (images, images)}
+        for stage, name in names.items():
+            of_stage = [task for task in tasks if task.task.stage == stage]
+            if of_stage:
+                files[name] = (
+                    sum(task.written_bytes for task in of_stage),
+                    sum(task.written_most_bytes for task in of_stage),
+                )
+        sizes = {self._path(task.task): task.written_most_bytes for task in tasks if task.task.stage != "aggregate"}
+        sizes[self._run.dir.images] = images
+        largest = max(sizes, key=lambda path: sizes[path])
+        return Estimate(
+            tasks=tuple(tasks),
+            accuracy=self._accuracy,
+            costs=self._costs,
+            speeds=self._speeds,
+            files=files,
+            largest_file=str(largest.relative_to(self._run.dir.root)),
+            largest_file_bytes=sizes[largest],
+        )
+
+    def _path(self, task: Task) -> Path:
+        where = {
+            "train": self._run.dir.checkpoint,
+            "attack": self._run.dir.adversarial,
+            "evaluate": self._run.dir.predictions,
+        }
+        return where[task.stage](task.model)
+
+    def _train(self, model: Model, task: Task) -> TaskEstimate:
+        settings, cost = model.training, self._costs[model.key]
+        assert settings is not None
+        available = self._facts.training_images[model.key]
+        batch = min(settings.batch_size, available)
+        # What does not fill a batch waits for another epoch.
+        shown = settings.epochs * (available // batch if batch else 0) * batch
+        judged = padded(self._study.images.n, self._study.resources.batch_size)
+        flops = (_TRAINING_FORWARDS * shown + judged) * cost.forward_flops
+        seconds = None
+        if (speed := self._speed(model)) is not None:
+            seconds = speed.start_s + shown * speed.training_s + judged * speed.forward_s
+        side = _side(model)
+        clean_bytes = self._study.images.n * pixels(side)
+        network_bytes = 4 * cost.weight_bytes  # with gradients, and the optimiser's two moments
+        batch_bytes = batch * (cost.training_bytes + cost.forward_bytes)
+        written = checkpoint_bytes(cost)
+        return self._task(
+            task,
+            flops=flops,
+            seconds=seconds,
+            step_s=seconds,
+            host=self._chosen_bytes() + 2 * clean_bytes + cost.weight_bytes,
+            weights=network_bytes,
+            activations=batch_bytes,
+            written=(written, written),
+        )
+
+    def _attack(self, model: Model, task: Task) -> TaskEstimate:
+        n, batch, steps = self._study.images.n, self._study.resources.batch_size, self._study.attack.steps
+        cost, side = self._costs[model.key], self._attacked_side(model)
+        n_attacked = round(n * self._accuracy[model.key])
+        forward, gradient = padded(n, batch) + padded(n_attacked, batch), padded(n_attacked, batch) * steps
+        speed, seconds, step_s = self._speed(model), None, None
+        if speed is not None:
+            seconds = speed.start_s + forward * speed.forward_s + gradient * speed.gradient_s
+            step_s = speed.start_s + padded(n, batch) * speed.forward_s + batch * steps * speed.gradient_s
+        own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(side)
+        # The images that are attacked and what becomes of them; later, the file and what is read back from it.
+        pairs = 2 * n * pixels(side)
+        per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
+        return self._task(
+            task,
+            flops=forward * cost.forward_flops + gradient * cost.gradient_flops,
+            seconds=seconds,
+            step_s=step_s,
+            host=self._chosen_bytes() + own_clean + pairs,
+            weights=cost.weight_bytes,
+            activations=cost.saved_fixed_bytes + batch * per_image,
+            loading=self._chosen_bytes() + 2 * cost.weight_bytes,
+            written=(adversarial_bytes(n, n_attacked, side), adversarial_bytes(n, n, side)),
+            read=images_bytes(self._study, self._facts.num_classes),
+        )
+
+    def _evaluate(self, model: Model, task: Task) -> TaskEstimate:
+        n, batch = self._study.images.n, self._study.resources.batch_size
+        cost, models = self._costs[model.key], self._study.models
+        covered = self._facts.covered.get(model.key, frozenset())
+        shown = {source.key: self._shown(source, model) for source in models}
+        todo = {key: images for key, images in shown.items() if key not in covered}
+        speed, seconds, step_s = self._speed(model), None, None
+        if speed is not None:
+            seconds = speed.start_s + sum(todo.values()) * speed.forward_s
+            step_s = speed.start_s + max(todo.values(), default=0) * speed.forward_s
+        largest = max(self._attacked_side(source) for source in models)
+        sliced = min(n, _EVALUATE_SLICE_BATCHES * batch)
+        own_side = self._attacked_side(model)
+        host = self._chosen_bytes() + sliced * (3 * pixels(largest) + 2 * pixels(own_side))
+        host += min(n, _RESIZE_SLICE) * _FLOAT_BYTES * (pixels(largest) + 2 * pixels(own_side))
+        host += 3 * len(models) * n * 6
+        written = predictions_bytes(n, len(models))
+        sets = {
+            source.key: round(n * self._accuracy[source.key]) * pixels(self._attacked_side(source)) for source in models
+        }
+        return self._task(
+            task,
+            flops=sum(shown.values()) * cost.forward_flops,
+            todo_flops=sum(todo.values()) * cost.forward_flops,
+            seconds=seconds,
+            step_s=step_s,
+            host=host,
+            weights=cost.weight_bytes,
+            activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * pixels(own_side)),
+            loading=self._chosen_bytes() + 2 * cost.weight_bytes,
+            written=(written, written),
+            read=sum(sets[key] for key in todo),
+        )
+
+    def _shown(self, source: Model, target: Model) -> int:
+        """Images of one set that a model computes. Which both get right is not known: as many as the worse one does."""
+        batch = self._study.resources.batch_size
+        n_source = round(self._study.images.n * self._accuracy[source.key])
+        if not n_source:
+            return 0
+        share = min(1.0, self._accuracy[target.key] / self._accuracy[source.key])
+        slice_images = _EVALUATE_SLICE_BATCHES * batch
+        whole, rest = divmod(n_source, slice_images)
+        return whole * padded(round(slice_images * share), batch) + padded(round(rest * share), batch)
+
+    def _aggregate(self, task: Task) -> TaskEstimate:
+        m, n = len(self._study.models), self._study.images.n
+        written = similarity_bytes(m)
+        return self._task(
+            task,
+            flops=0,
+            seconds=None if self._speeds is None else START_S,
+            step_s=None,
+            host=m * m * (3 * n // 8 + 100) + m * n * 6 * 2,
+            weights=0,
+            activations=0,
+            written=(written, written),
+            read=m * predictions_bytes(n, m),
+        )
+
+    def _task(
+        self,
+        task: Task,
+        *,
+        flops: int,
+        seconds: float | None,
+        step_s: float | None,
+        host: int,
+        weights: int,
+        activations: int,
+        written: tuple[int, int],
+        loading: int = 0,
+        read: int = 0,
+        todo_flops: int | None = None,
+    ) -> TaskEstimate:
+        is_done = task in self._facts.done
+        is_on_gpu = weights > 0 and task.stage in self._on_gpu
+        on_cpu = 0 if is_on_gpu else weights + round(_SLACK * activations)
+        return TaskEstimate(
+            task=task,
+            is_done=is_done,
+            flops=flops,
+            todo_flops=0 if is_done else flops if todo_flops is None else todo_flops,
+            todo_s=seconds if seconds is None or not is_done else 0.0,
+            step_s=step_s,
+            memory_bytes=HOST_BYTES[task.stage] + max(loading, host + on_cpu),
+            device_bytes=weights + activations if is_on_gpu else 0,
+            written_bytes=written[0],
+            written_most_bytes=written[1],
+            read_bytes=0 if is_done else read,
+        )
+
+    def _speed(self, model: Model) -> Speed | None:
+        return None if self._speeds is None else self._speeds[model.key]
+
+    def _attacked_side(self, model: Model) -> int:
+        """Side of the pixels that are attacked, stored, and given to the model."""
+        return canvas_px(self._study) or _side(model)
+
+    def _chosen_bytes(self) -> int:
+        return self._study.images.n * pixels(self._study.images.size_px or 8)
+
+
+def canvas_px(study: Study) -> int | None:
+    """Side of the pixels that are attacked where it is one for all models; None: each model's own."""
+    return study.images.size_px if study.attack.grid == "canonical" else None
+
+
+def padded(n: int, batch_size: int) -> int:
+    """Images that are computed for n of them: the last batch is filled up."""
+    return -(-n // batch_size) * batch_size
+
+
+def pixels(side_px: int) -> int:
+    """Bytes of one 8-bit RGB image."""
+    return 3 * side_px * side_px
+
+
+def images_bytes(study: Study, num_classes: int) -> int:
+    """Size of `images.h5`."""
+    n, side = study.images.n, study.images.size_px or 8
+    texts = _texts(n, _NAME_CHARACTERS) + _texts(n, 70) + _texts(num_classes, 9)
+    return _HEADER_BYTES + hdf5.stored_bytes((n, 3, side, side), 1) + hdf5.stored_bytes((n,), 4) + texts
+
+
+def adversarial_bytes(n: int, n_attacked: int, side_px: int) -> int:
+    """Size of `adversarial/<model>.h5`: the images of X_A, and five numbers or fewer for each of the N."""
+    datasets: list[tuple[tuple[int, ...], int]] = [((n_attacked, 3, side_px, side_px), 1)]
+    datasets += [((n_attacked,), 4), ((n,), 4), ((n,), 2), ((n_attacked,), 4)]
+    return _HEADER_BYTES + _stored(datasets)
+
+
+def predictions_bytes(n: int, n_sources: int) -> int:
+    """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones."""
+    datasets = [((n,), 4), ((n,), 4), ((n,), 2), ((n_sources, n), 4), ((n_sources, n), 2)]
+    return _HEADER_BYTES + _stored(datasets) + _texts(n_sources, _NAME_CHARACTERS) + _texts(n_sources, 64)
+
+
+def similarity_bytes(m: int) -> int:
+    """Size of `similarity.h5`, the three tables and the picture together."""
+    matrices = 6 * hdf5.stored_bytes((m, m), 8) + hdf5.stored_bytes((m,), 8)
+    tables = m * m * 20 + (m * (m + 1) // 2) * (2 * _NAME_CHARACTERS + 110) + m * 120
+    return _HEADER_BYTES + matrices + 2 * _texts(m, _NAME_CHARACTERS) + tables + _PICTURE_BYTES
+
+
+def checkpoint_bytes(cost: Cost) -> int:
+    """Size of `checkpoints/<model>.safetensors`: the weights and a header that names each of them."""
+    return cost.weight_bytes + 2400 + 110 * cost.tensors
+
+
+def _stored(datasets: Sequence[tuple[tuple[int, ...], int]]) -> int:
+    return sum(hdf5.stored_bytes(shape, item_bytes) for shape, item_bytes in datasets)
+
+
+def _texts(n: int, characters: int) -> int:
+    in_dataset, elsewhere = _TEXT_BYTES
+    return hdf5.stored_bytes((n,), in_dataset) + n * (characters + elsewhere)
+
+
+def _side(model: Model) -> int:
+    side = model.data.input_size_px
+    assert side is not None
+    return side
