@@ -130,6 +130,7 @@ def write_predictions(root: Path, study: Study, b: int) -> None:
             attack=study.attack.model_dump_json(),
             seed=study.seed,
             precision="float32",
+            engine="synthetic",
             device="cpu",
             threads=1,
             torch="synthetic",

@@ -224,7 +224,6 @@ class Similarity(Section):
     floor_percent: Annotated[float, Field(gt=0, lt=100)] = 0.01
     """The floor under the logarithm (the paper's unpublished epsilon_s), in percent."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
 
 
 class Resources(Section):

@@ -39,12 +39,11 @@ def tiny(keys: Iterable[str] = ("cnn", "convnext", "vit"), **changes: Any) -> di
         "images": {"source": "sklearn-digits", "n": 70},
         "training": {"epochs": 6, "lr": 4e-3, "hflip_prob": 0.0},
         "attack": {"eps_255": 32, "steps": 4, "step_size_eps": 0.4},
-        "similarity": {"bootstrap_samples": 200},
         "resources": {"batch_size": 32, "device": "cpu"},
         "models": [{"key": key, "weights": "train", "data": DATA, **copy.deepcopy(MODELS[key])} for key in keys],
     }
     for section, change in changes.items():
-        raw[section] = {**raw[section], **change} if isinstance(change, dict) else change
+        raw[section] = {**raw.get(section, {}), **change} if isinstance(change, dict) else change
     return raw
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.stages import STAGES, done_tasks, stage_module, validity
+from simhpc.stages import STAGES, done_tasks, shown, stage_module, validity
 from simhpc.stages.task import ALL, Task
 from simhpc.store import checkpoint, hdf5, image_set, predictions
 from simhpc.study import Model, Study
@@ -30,8 +30,6 @@ START_S = 5.0
 
 _TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of the weights
 _FLOAT_BYTES = 4
-_EVALUATE_SLICE_BATCHES = 16
-_RESIZE_SLICE = 256
 _SLACK = 1.3  # the CPU's allocator keeps pieces that were freed; seen: 1.0 (convolutions) to 1.4 (transformers)
 _FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iterate, gradient, normalised
 _HEADER_BYTES = 7 << 10
@@ -328,10 +326,14 @@ class _Estimator:
         )
 
     def _attack(self, model: Model, task: Task) -> TaskEstimate:
-        n, batch, steps = self._study.images.n, self._study.resources.batch_size, self._study.attack.steps
+        n, batch, attack = self._study.images.n, self._study.resources.batch_size, self._study.attack
+        assert attack.steps is not None
+        steps = attack.steps * attack.restarts
         cost, side = self._costs[model.key], self._attacked_side(model)
         n_attacked = round(n * self._accuracy[model.key])
-        forward, gradient = padded(n, batch) + padded(n_attacked, batch), padded(n_attacked, batch) * steps
+        # Clean images, stored ones, and of several restarts each, to choose between them.
+        passes = 1 + (attack.restarts if attack.restarts > 1 else 0)
+        forward, gradient = padded(n, batch) + passes * padded(n_attacked, batch), padded(n_attacked, batch) * steps
         speed, seconds, step_s = self._speed(model), None, None
         if speed is not None:
             seconds = speed.start_s + forward * speed.forward_s + gradient * speed.gradient_s
@@ -348,7 +350,7 @@ class _Estimator:
             host=self._chosen_bytes() + own_clean + pairs,
             weights=cost.weight_bytes,
             activations=cost.saved_fixed_bytes + batch * per_image,
-            loading=self._chosen_bytes() + 2 * cost.weight_bytes,
+            loading=self._loading_bytes(cost),
             written=(adversarial_bytes(n, n_attacked, side), adversarial_bytes(n, n, side)),
             read=images_bytes(self._study, self._facts.num_classes),
         )
@@ -357,17 +359,16 @@ class _Estimator:
         n, batch = self._study.images.n, self._study.resources.batch_size
         cost, models = self._costs[model.key], self._study.models
         covered = self._facts.covered.get(model.key, frozenset())
-        shown = {source.key: self._shown(source, model) for source in models}
-        todo = {key: images for key, images in shown.items() if key not in covered}
+        images = {source.key: self._shown(source, model) for source in models}
+        todo = {key: count for key, count in images.items() if key not in covered}
         speed, seconds, step_s = self._speed(model), None, None
         if speed is not None:
             seconds = speed.start_s + sum(todo.values()) * speed.forward_s
             step_s = speed.start_s + max(todo.values(), default=0) * speed.forward_s
         largest = max(self._attacked_side(source) for source in models)
-        sliced = min(n, _EVALUATE_SLICE_BATCHES * batch)
         own_side = self._attacked_side(model)
-        host = self._chosen_bytes() + sliced * (3 * pixels(largest) + 2 * pixels(own_side))
-        host += min(n, _RESIZE_SLICE) * _FLOAT_BYTES * (pixels(largest) + 2 * pixels(own_side))
+        # The part that is shown, the one that is read meanwhile, and what both are picked from.
+        host = self._chosen_bytes() + 4 * min(n, shown.BATCHES * batch) * pixels(largest)
         host += 3 * len(models) * n * 6
         written = predictions_bytes(n, len(models))
         sets = {
@@ -375,14 +376,14 @@ class _Estimator:
         }
         return self._task(
             task,
-            flops=sum(shown.values()) * cost.forward_flops,
+            flops=sum(images.values()) * cost.forward_flops,
             todo_flops=sum(todo.values()) * cost.forward_flops,
             seconds=seconds,
             step_s=step_s,
             host=host,
             weights=cost.weight_bytes,
-            activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * pixels(own_side)),
-            loading=self._chosen_bytes() + 2 * cost.weight_bytes,
+            activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * (pixels(largest) + pixels(own_side))),
+            loading=self._loading_bytes(cost),
             written=(written, written),
             read=sum(sets[key] for key in todo),
         )
@@ -394,9 +395,7 @@ class _Estimator:
         if not n_source:
             return 0
         share = min(1.0, self._accuracy[target.key] / self._accuracy[source.key])
-        slice_images = _EVALUATE_SLICE_BATCHES * batch
-        whole, rest = divmod(n_source, slice_images)
-        return whole * padded(round(slice_images * share), batch) + padded(round(rest * share), batch)
+        return padded(round(n_source * share), batch)
 
     def _aggregate(self, task: Task) -> TaskEstimate:
         m, n = len(self._study.models), self._study.images.n
@@ -451,6 +450,10 @@ class _Estimator:
     def _attacked_side(self, model: Model) -> int:
         """Side of the pixels that are attacked, stored, and given to the model."""
         return canvas_px(self._study) or _side(model)
+
+    def _loading_bytes(self, cost: Cost) -> int:
+        """While a model is made faster: in double precision twice, with two images' input gradients."""
+        return self._chosen_bytes() + 5 * cost.weight_bytes + 2 * 2 * (cost.saved_bytes + cost.forward_bytes)
 
     def _chosen_bytes(self) -> int:
         return self._study.images.n * pixels(self._study.images.size_px or 8)

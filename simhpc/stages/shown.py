@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simhpc.errors import BadFileError
 from simhpc.store import adversarial
 
-_BATCHES = 16
+BATCHES = 16
 """In a part: each part but a set's last one is made of whole batches, and two parts are in memory at once."""
 
 
@@ -52,7 +52,7 @@ def parts_of(key: str, path: Path, is_correct: NDArray[np.bool_], batch_size: in
     try:
         index = adversarial.load_index(path)
         held_positions, held = nothing
-        for images in adversarial.iterate_images(path, batch_size * _BATCHES):
+        for images in adversarial.iterate_images(path, batch_size * BATCHES):
             positions = index[n_read : n_read + len(images)]
             n_read += len(images)
             common = is_correct[positions]

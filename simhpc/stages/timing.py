@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import time
@@ -9,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from simhpc.attacks.gradient import InputGradient
 from simhpc.errors import SimhpcError
 from simhpc.images import open_source
 from simhpc.stages.estimate import Speed, canvas_px
@@ -18,6 +19,7 @@ from simhpc.stages.runtime import set_up_torch
 from simhpc.study import Model, Study
 from simhpc.zoo import build, training
 from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.fast import make_fast
 
 _ENOUGH_S = 1.0
 _MOST_BATCHES = 10
@@ -38,17 +40,23 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
         SimhpcError: a batch does not fit into memory; or see `set_up_torch`.
         ImageSourceError: there are no images to train on.
     """
-    device, batch_size = set_up_torch(study.resources), study.resources.batch_size
+    device, batch_size = set_up_torch(study), study.resources.batch_size
     side = canvas_px(study) or model.data.input_size_px
     assert side is not None
     started_s = time.perf_counter()
     network = build.untrained(model, num_classes)
-    classifier = PixelClassifier(network, model.data, fits_inside=canvas_px(study) is not None).to(device)
+    classifier = PixelClassifier(
+        copy.deepcopy(network),  # the other one is trained below
+        model.data,
+        fits_inside=canvas_px(study) is not None,
+        in_bfloat16=study.precision == "bfloat16",
+    )
+    pixels = torch.rand(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+    fast = make_fast(classifier, pixels[:2])
     build_s = time.perf_counter() - started_s
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(batch_size, 3, side, side, generator=generator).to(device)
     try:
-        forward_s, gradient_s = time_batches(classifier, pixels)
+        pixels = pixels.to(device, memory_format=fast.memory_format)
+        forward_s, gradient_s = time_batches(fast.classifier.to(device), pixels)
         training_s = 0.0 if model.training is None else _training_s(network, model, study, device)
     except torch.OutOfMemoryError as error:
         raise SimhpcError(
@@ -73,10 +81,10 @@ def time_batches(
         with torch.no_grad():
             classifier(pixels)
 
+    gradient = InputGradient(classifier)
+
     def step() -> None:
-        images = pixels.detach().requires_grad_(True)
-        loss = functional.cross_entropy(classifier(images), labels, reduction="sum")
-        torch.autograd.grad(loss, images)
+        gradient(pixels, labels)
 
     return _median_s(forward, pixels.device, clock), _median_s(step, pixels.device, clock)
 
