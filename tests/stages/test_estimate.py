@@ -150,15 +150,22 @@ def test_images_shown_and_flops(make_study, tmp_path):
     assert found["aggregate", ALL].flops == 0
 
 
-def test_an_evaluation_pads_every_slice(make_study, tmp_path):
-    """100 images in batches of 3 come in slices of 48: of 90 attacked ones, two thirds are shown: 32, 28 in batches."""
-    run = fresh(make_study, tmp_path, ("cnn", "vit"), images={"n": 100}, resources={"batch_size": 3})
+def test_an_evaluation_pads_every_set(make_study, tmp_path):
+    """Of 90 attacked images, the better model is shown all and the worse one two thirds, in batches of 7."""
+    run = fresh(make_study, tmp_path, ("cnn", "vit"), images={"n": 100}, resources={"batch_size": 7})
     known = facts(run, accuracy={"cnn": 0.9, "vit": 0.6})
     found = by_task(estimate(run, known, {"cnn": unit(), "vit": unit()}, accuracy=0.8))
-    # Of its own set everything is shown: 60 images, in slices of 48 and 12.
-    assert found["evaluate", "vit"].flops == (33 + 30) * 10 + (48 + 12) * 10
-    # The better model gets right all that the worse one does.
-    assert found["evaluate", "cnn"].flops == (48 + 42) * 10 + (48 + 12) * 10
+    assert found["evaluate", "vit"].flops == (63 + 63) * 10
+    assert found["evaluate", "cnn"].flops == (91 + 63) * 10
+
+
+def test_restarts_are_paid_for(make_study, tmp_path):
+    run = fresh(make_study, tmp_path, ("cnn",), attack={"restarts": 3})
+    found = by_task(estimate(run, facts(run), {"cnn": unit()}, accuracy=0.8))
+    once = by_task(estimate(fresh(make_study, tmp_path / "once", ("cnn",)), facts(run), {"cnn": unit()}, accuracy=0.8))
+    extra = found["attack", "cnn"].flops - once["attack", "cnn"].flops
+    # Two more attacks of 4 steps, and a look at what each of the three has made.
+    assert extra == 64 * (2 * 4 * 25 + 3 * 10)
 
 
 def test_seconds(make_study, tmp_path):
