@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.rounds import seconds
 from benchmarks.settings import Precision
 
-_SIDE = {"cpu": 1536, "cuda": 8192}
+_SIDE = {"cpu": 1024, "cuda": 8192}
 _TRIES = 5
 
 

@@ -29,8 +29,6 @@ from simhpc.zoo.timm_import import timm
 
 DIGITS_SIZE_PX = 32
 
-_CALIBRATION_PASSES = 3
-
 
 def photos(n: int, size_px: int, seed: int = 0) -> NDArray[np.uint8]:
     """Random square crops of two photographs: uint8 (n, 3, size_px, size_px)."""
@@ -121,10 +119,9 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
             norm.weight.fill_(1.0)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the plain average over the passes
+        norm.momentum = None  # the statistics of the one pass that follows, without the initial ones
     model.train()
-    for part in inputs.tensor_split(_CALIBRATION_PASSES):
-        model(part)
+    model(inputs)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
