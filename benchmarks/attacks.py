@@ -85,10 +85,12 @@ def compare(
     adversarial = {}
     for name, attacker in attackers.items():
         adversarial[name] = _warm_up(attacker, victim, settings, model, part)
+    set_precision("float32")  # of the judge
     fooled = {
         name: 100.0 * float((ours.predicted(victim, images, settings.device) != victim.labels).double().mean())
         for name, images in adversarial.items()
     }
+    set_precision(settings.precision)
     part.measures.append(Measure("self_fooling", "%", model, {name: [value] for name, value in fooled.items()}))
     if is_trained and not options.quick:  # too few images and steps to agree on
         part.checks.extend(self_fooling_checks(model, fooled))

@@ -39,7 +39,14 @@ def measure(options: Options, scratch: Path) -> Part:
     part = Part()
     n_photos, n_digits, epochs = (8, 60, 1) if options.quick else (64, 500, 4)
     photos = photo_run(scratch / "photos", n_photos, options)
-    digits = digits_run(scratch / "digits", ["a", "b", "c", "d"], n_digits, epochs=epochs, threads=options.threads)
+    digits = digits_run(
+        scratch / "digits",
+        ["a", "b", "c", "d"],
+        n_digits,
+        epochs=epochs,
+        threads=options.threads,
+        device=options.device.type,
+    )
     execute(digits, "train")
     for name, run in (("resnet18", photos), ("digits", digits)):
         execute(run, "attack")

@@ -68,7 +68,9 @@ def trained_digits(root: Path, n: int, epochs: int) -> Victim:
     return ours.trained_victim(run, "digits")
 
 
-def digits_run(root: Path, keys: list[str], n: int, *, epochs: int, steps: int = 10, threads: int = 1) -> Run:
+def digits_run(
+    root: Path, keys: list[str], n: int, *, epochs: int, steps: int = 10, threads: int = 1, device: str = "cpu"
+) -> Run:
     """A run directory of small ResNets that differ in nothing but their initialisation; nothing is executed yet.
 
     Args:
@@ -80,7 +82,7 @@ def digits_run(root: Path, keys: list[str], n: int, *, epochs: int, steps: int =
         "images": {"source": "sklearn-digits", "n": n},
         "training": {"epochs": epochs, "lr": 2e-3, "hflip_prob": 0.0},
         "attack": {"steps": steps},
-        "resources": {"device": "cpu", "threads_per_task": threads},
+        "resources": {"device": device, "threads_per_task": threads},
         "models": [
             {
                 "key": key,
