@@ -16,8 +16,8 @@ from benchmarks.compute import gradient_flops, matmul_flops
 from benchmarks.measures import OURS, Check, Measure, Part
 from benchmarks.options import Options
 from benchmarks.rounds import orders, seconds
-from benchmarks.settings import AttackSettings, Precision, set_precision
-from benchmarks.victims import trained_digits, untrained
+from benchmarks.settings import AttackSettings, Precision, set_precision, torch_state_kept
+from benchmarks.victims import DIGITS_THREADS, trained_digits, untrained
 
 SIZE_PX = 224
 
@@ -52,14 +52,10 @@ def measure(options: Options, scratch: Path) -> Part:
             victim = untrained(name, options.batch_size, SIZE_PX)
             part.facts[f"{name}: gradient GFLOP per image"] = gradient_flops(victim.model, SIZE_PX) / 1e9
             compare(victim, settings, options, part, scratch, is_trained=False)
-        compare(
-            digits,
-            replace(settings, steps=2 if options.quick else DIGITS_STEPS),
-            options,
-            part,
-            scratch,
-            is_trained=True,
-        )
+        with torch_state_kept():
+            torch.set_num_threads(DIGITS_THREADS)
+            steps = 2 if options.quick else DIGITS_STEPS
+            compare(digits, replace(settings, steps=steps), options, part, scratch, is_trained=True)
     set_precision("float32")
     return part
 

@@ -19,6 +19,7 @@ from benchmarks.attacker import Victim
 from benchmarks.measures import OURS, Check, Measure, Part
 from benchmarks.options import Options
 from benchmarks.rounds import seconds_in_rounds
+from benchmarks.settings import torch_state_kept
 from benchmarks.victims import digits_run, execute, untrained
 from simhpc.rundir import Run
 from simhpc.stages.prepare import prepare
@@ -44,7 +45,6 @@ def measure(options: Options, scratch: Path) -> Part:
         ["a", "b", "c", "d"],
         n_digits,
         epochs=epochs,
-        threads=options.threads,
         device=options.device.type,
     )
     execute(digits, "train")
@@ -144,10 +144,11 @@ class _Stored(Dataset[tuple[Tensor, int]]):
         return (image - self.mean) / self.std, int(self.labels[item])
 
 
+@torch_state_kept()
 @torch.no_grad()
 def _loop(run: Run, target: Model, options: Options, answers: dict[str, Answers]) -> None:
     """What one writes: load the model, and for each file a DataLoader and an argmax. The same images are shown."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(run.study.resources.threads_per_task)
     chosen = image_set.load(run.dir.images)
     model = timm.create_model(target.timm, **{"num_classes": chosen.num_classes, **target.args})
     weights = target.checkpoint_path if not target.is_trained_here else run.dir.checkpoint(target.key)

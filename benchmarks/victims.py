@@ -29,6 +29,10 @@ from simhpc.zoo.timm_import import timm
 
 DIGITS_SIZE_PX = 32
 
+DIGITS_THREADS = 1
+"""What a task takes by default. With more, operations this small wait for each other whenever a core is busy elsewhere:
+on a loaded machine the same work took from 1 to 40 times as long."""
+
 
 def photos(n: int, size_px: int, seed: int = 0) -> NDArray[np.uint8]:
     """Random square crops of two photographs: uint8 (n, 3, size_px, size_px)."""
@@ -68,9 +72,7 @@ def trained_digits(root: Path, n: int, epochs: int) -> Victim:
     return ours.trained_victim(run, "digits")
 
 
-def digits_run(
-    root: Path, keys: list[str], n: int, *, epochs: int, steps: int = 10, threads: int = 1, device: str = "cpu"
-) -> Run:
+def digits_run(root: Path, keys: list[str], n: int, *, epochs: int, steps: int = 10, device: str = "cpu") -> Run:
     """A run directory of small ResNets that differ in nothing but their initialisation; nothing is executed yet.
 
     Args:
@@ -82,7 +84,7 @@ def digits_run(
         "images": {"source": "sklearn-digits", "n": n},
         "training": {"epochs": epochs, "lr": 2e-3, "hflip_prob": 0.0},
         "attack": {"steps": steps},
-        "resources": {"device": device, "threads_per_task": threads},
+        "resources": {"device": device, "threads_per_task": DIGITS_THREADS},
         "models": [
             {
                 "key": key,
