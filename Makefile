@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-cluster image lint clean
+.PHONY: demo test test-cluster image bench lint clean
 
 demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
 	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
@@ -18,6 +18,9 @@ test-cluster: image $(VENV)/installed-test ## the tests that need Slurm and Appt
 image: $(VENV)/installed ## containers/simhpc-cpu.sif, unless it is of this very checkout
 	@command -v apptainer >/dev/null && command -v mmdebstrap >/dev/null || slurm/devcluster/install-apptainer.sh
 	PYTHON='$(BIN)/python' containers/build.sh cpu
+
+bench: $(VENV)/installed-bench ## figures beside those of what one would use instead, on the CPU; results in benchmarks/out
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/installed-lint ## style, format and types
 	$(BIN)/ruff check .
@@ -39,6 +42,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) '.[test]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(INSTALL) '.[bench]'
 	touch $@
 
 $(VENV)/installed-lint: $(VENV)/installed-test

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import evaluation, scaling, storage
+from benchmarks.__main__ import main
+from benchmarks.measures import OURS, Measure, Part
+from benchmarks.options import Options
+
+OPTIONS = Options(
+    device=torch.device("cpu"),
+    threads=1,
+    models=(),
+    libraries=(),
+    configurations=(),
+    batch_size=16,
+    steps=1,
+    repetitions=1,
+    frozen_peers=False,
+    quick=True,
+)
+
+
+@pytest.mark.parametrize("name", storage.FORMATS)
+def test_every_format_gives_back_the_same_images(tmp_path, name):
+    images = storage.adversarial_like(3, 20)
+    assert images.dtype == np.uint8
+    storage.FORMATS[name].write(tmp_path / "images", images)
+    np.testing.assert_array_equal(storage.FORMATS[name].read(tmp_path / "images"), images)
+    assert storage._bytes_below(tmp_path / "images") > 0
+
+
+def test_the_loop_and_the_evaluate_stage_answer_the_same(copied):
+    target, answers = copied.study.models[0], {}
+    evaluation._loop(copied, target, OPTIONS, answers)
+    evaluation._evaluate(copied, target, answers)
+    ours, loop = answers[OURS], answers[evaluation.LOOP]
+    assert list(ours) == list(loop) == ["cnn", "convnext", "vit"]
+    for key in ours:
+        assert len(ours[key]) > 20
+        np.testing.assert_array_equal(ours[key], loop[key])
+
+
+def test_a_straight_line_is_found():
+    assert scaling.line([4, 8, 16], [1.0, 2.0, 4.0]) == pytest.approx((0.25, 0.0, 1.0))
+    assert scaling.line([1, 2, 3, 4], [1.0, -1.0, -1.0, 1.0])[2] == pytest.approx(0.0)
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    part = Part(
+        [
+            Measure(f"{stage}_cost", "CPU s per model", f"{size} models", {OURS: [1.0 * size, 1.1 * size]})
+            for stage in ("attack", "evaluate")
+            for size in (2, 4)
+        ]
+    )
+    scaling.plot(part, tmp_path / "figures" / "scaling.png")
+    assert (tmp_path / "figures" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_writes_the_summary_and_leaves_no_scratch(tmp_path, capsys):
+    assert main(["--quick", "--only", "storage", "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert "storage_write" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--libraries", "cleverhans"], ["--precision", "int8"]])
+def test_unknown_names_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(wrong)
+    assert stop.value.code == 2
+    assert "choose from" in capsys.readouterr().err
