@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.attacker import Attacker, Victim
 from benchmarks.measures import OURS
-from benchmarks.settings import AttackSettings, as_asked, torch_state_kept
+from benchmarks.settings import AttackSettings, torch_state_kept
 from simhpc.attacks.attack import attack_images
-from simhpc.attacks.batches import predict
+from simhpc.attacks.batches import Target, predict
 from simhpc.rundir import Run
+from simhpc.stages.method import resolve_attack, settings_of
 from simhpc.stages.runtime import set_up_torch
 from simhpc.store import image_set
-from simhpc.study import DataConfig, Resources
+from simhpc.study import Attack, DataConfig, Images, Model, Resources, Study
 from simhpc.zoo import build
 from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.fast import make_fast
 from simhpc.zoo.geometry import clean_view
 
 _PREDICT_BATCH_SIZE = 64
 
 
 def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
-    """Our attack. Precision and compilation are put around the model from outside, as for the peers."""
-    classifier = _classifier(victim).to(settings.device)
-    module = as_asked(classifier, settings).eval().requires_grad_(False)
+    """Our attack, as a task of a study prepares and runs it."""
+    classifier = _classifier(victim, in_bfloat16=settings.precision == "bfloat16")
+    fast = make_fast(classifier, victim.images[:2].float() / 255.0)
+    module: nn.Module = fast.classifier.to(settings.device)
+    if settings.compiled:
+        module = _Compiled(module)
+    target = Target(module, settings.device, fast.memory_format)
+    chosen = Attack(eps_255=settings.eps_255, step_size_eps=settings.step_size_eps, steps=settings.steps)
+    study = _study(settings)
 
     def attack(images: Tensor, labels: Tensor) -> Tensor:
-        resources = Resources(
-            device="cuda" if settings.device.type == "cuda" else "cpu", threads_per_task=torch.get_num_threads()
-        )
         with torch_state_kept():
             # Ours is measured with the deterministic kernels of a task, the peers with their defaults.
-            set_up_torch(resources)
+            set_up_torch(study)
             return attack_images(
-                module,
+                target,
                 images,
                 labels,
-                range(len(images)),
-                eps_255=settings.eps_255,
-                step_size_eps=settings.step_size_eps,
-                steps=settings.steps,
+                [range(len(images))],
+                settings_of(resolve_attack(chosen)),
                 batch_size=settings.batch_size,
-                device=settings.device,
                 finished={},
                 on_batch=lambda *_: None,
             )
@@ -52,28 +55,50 @@ def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
     return Attacker(OURS, module, attack)
 
 
+class _Compiled(nn.Module):
+    """A compiled module that can be hooked like any other."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._compiled = torch.compile(module)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast(Tensor, self._compiled(pixels))
+
+
+def _study(settings: AttackSettings) -> Study:
+    """Of all that a study says, what a task sets torch up by."""
+    is_cuda = settings.device.type == "cuda"
+    return Study(
+        name="benchmark",
+        precision=settings.precision,
+        images=Images(source="sklearn-digits", n=1),
+        resources=Resources(device="cuda" if is_cuda else "cpu", threads_per_task=torch.get_num_threads()),
+        models=(Model(key="none", timm="resnet18", weights="train"),),
+    )
+
+
 def predicted(victim: Victim, images: Tensor, device: torch.device) -> Tensor:
-    """The model's float32 answers to 8-bit images: int64 (N,). The same judge for all libraries."""
+    """The model's float32 answers to 8-bit images: int64 (N,). The same judge for all libraries, not made faster."""
     labels = torch.zeros(len(images), dtype=torch.int64)
-    return predict(_classifier(victim).to(device), images, labels, _PREDICT_BATCH_SIZE, device)[0]
+    return predict(Target(_classifier(victim).to(device), device), images, labels, _PREDICT_BATCH_SIZE)[0]
 
 
 def trained_victim(run: Run, key: str) -> Victim:
     """A model that a run has trained, with the images of the run that it gets right."""
     model, chosen = run.study.model(key), image_set.load(run.dir.images)
-    loaded = build.load(
-        model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(key), fits_inside=False
-    ).classifier
+    loaded = build.load(model, num_classes=chosen.num_classes, trained=run.dir.checkpoint(key)).classifier
     assert model.data.mean is not None
     assert model.data.std is not None
     images, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
-    right = predict(loaded, images, labels, _PREDICT_BATCH_SIZE, torch.device("cpu"))[0] == labels
+    right = predict(Target(loaded, torch.device("cpu")), images, labels, _PREDICT_BATCH_SIZE)[0] == labels
     # Frozen by our classifier; a peer's user has it as timm made it.
     network = loaded.model.requires_grad_(True)
     return Victim(key, network, model.data.mean, model.data.std, images[right], labels[right])
 
 
-def _classifier(victim: Victim) -> PixelClassifier:
+def _classifier(victim: Victim, *, in_bfloat16: bool = False) -> PixelClassifier:
     """A copy, because a classifier freezes its model."""
     data = DataConfig(input_size_px=victim.images.shape[-1], mean=victim.mean, std=victim.std)
-    return PixelClassifier(copy.deepcopy(victim.model), data)
+    return PixelClassifier(copy.deepcopy(victim.model), data, in_bfloat16=in_bfloat16)
