@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import memory, ours, peers
-from benchmarks.attacker import Attacker, Victim, counted
+from benchmarks import ours
+from benchmarks.attacker import Passes, Victim
 from benchmarks.compute import gradient_flops, matmul_flops
 from benchmarks.measures import OURS, Check, Measure, Part
 from benchmarks.options import Options
-from benchmarks.rounds import orders, seconds
+from benchmarks.rounds import orders
 from benchmarks.settings import AttackSettings, Precision, set_precision, torch_state_kept
 from benchmarks.victims import DIGITS_THREADS, trained_digits, untrained
+from benchmarks.worker import Worker, workers
 
 SIZE_PX = 224
 
@@ -71,34 +70,34 @@ def compare(
 ) -> None:
     """Attack one model with every library and add what is found to `part`."""
     model = label(victim.name, settings.precision, compiled=settings.compiled)
-    attackers = {
-        attacker.library: attacker
-        for attacker in (
-            ours.attacker(victim, settings),
-            *(peers.PEERS[name](victim, settings, frozen=options.frozen_peers) for name in options.libraries),
-        )
-    }
-    adversarial = {}
-    for name, attacker in attackers.items():
-        adversarial[name] = _warm_up(attacker, victim, settings, model, part)
-    set_precision("float32")  # of the judge
-    fooled = {
-        name: 100.0 * float((ours.predicted(victim, images, settings.device) != victim.labels).double().mean())
-        for name, images in adversarial.items()
-    }
-    set_precision(settings.precision)
-    part.measures.append(Measure("self_fooling", "%", model, {name: [value] for name, value in fooled.items()}))
-    if is_trained and not options.quick:  # too few images and steps to agree on
-        part.checks.extend(self_fooling_checks(model, fooled))
-
-    timed = _first(victim, settings.batch_size, TIMED_BATCHES)
-    rates, fractions, memory_mb = _in_rounds(attackers, timed, settings, options.repetitions)
+    libraries, threads = [OURS, *options.libraries], torch.get_num_threads()
+    with workers(
+        libraries, victim, settings, threads=threads, frozen=options.frozen_peers, scratch=scratch
+    ) as of_library:
+        adversarial = {}
+        for name, worker in of_library.items():
+            adversarial[name], passes = worker.attack_all()
+            part.checks.extend(warm_up_checks(name, model, victim, settings, adversarial[name], passes))
+        set_precision("float32")  # of the judge
+        fooled = {
+            name: 100.0 * float((ours.predicted(victim, images, settings.device) != victim.labels).double().mean())
+            for name, images in adversarial.items()
+        }
+        set_precision(settings.precision)
+        part.measures.append(Measure("self_fooling", "%", model, {name: [value] for name, value in fooled.items()}))
+        if is_trained and not options.quick:  # too few images and steps to agree on
+            part.checks.extend(self_fooling_checks(model, fooled))
+        n = min(len(victim.images), TIMED_BATCHES * settings.batch_size)
+        rates, fractions = _in_rounds(of_library, victim, n, settings, options.repetitions)
+        held = {name: worker.memory() for name, worker in of_library.items()}
     part.measures.append(Measure("attack_throughput", "images·iterations/s", model, rates))
     part.measures.append(Measure("share_of_matmul_rate", "%", model, fractions))
-    if settings.device.type == "cuda":
-        part.measures.append(Measure("attack_memory", "MB", model, memory_mb))
-    elif not is_trained:
-        part.measures.extend(memory.measures(victim, settings, list(attackers), options, scratch))
+    if not is_trained:
+        added = {name: [(memory.peak - memory.before) / 1e6] for name, memory in held.items()}
+        part.measures.append(Measure("attack_memory", "MB", model, added))
+        if settings.device.type == "cpu":
+            whole = {name: [memory.peak / 1e6] for name, memory in held.items()}
+            part.measures.append(Measure("process_memory", "MB", model, whole))
 
 
 def self_fooling_checks(model: str, fooled: dict[str, float]) -> list[Check]:
@@ -114,60 +113,45 @@ def self_fooling_checks(model: str, fooled: dict[str, float]) -> list[Check]:
     ]
 
 
-def _first(victim: Victim, batch_size: int, batches: int | None = None) -> Victim:
+def _first(victim: Victim, batch_size: int) -> Victim:
     """The victim with as many of its images as make whole batches: we fill up the last one, others do not."""
-    n = batch_size * min(len(victim.images) // batch_size, batches or len(victim.images))
+    n = batch_size * (len(victim.images) // batch_size)
     return replace(victim, images=victim.images[:n], labels=victim.labels[:n])
 
 
-def _warm_up(attacker: Attacker, victim: Victim, settings: AttackSettings, model: str, part: Part) -> Tensor:
-    """One attack, not timed, and what it shows: the number of gradient steps and the radius."""
-    _seed()
-    adversarial, passes = counted(attacker, victim.images, victim.labels)
+def warm_up_checks(
+    library: str, model: str, victim: Victim, settings: AttackSettings, adversarial: Tensor, passes: Passes
+) -> list[Check]:
+    """What one attack shows: the number of gradient steps, and the radius."""
     n = len(victim.images)
     steps = (passes.forward / n, passes.backward / n)
-    part.checks.append(
+    furthest = int((adversarial.int() - victim.images.int()).abs().max())
+    return [
         Check(
-            f"gradient steps of {attacker.library} on {model}",
+            f"gradient steps of {library} on {model}",
             steps == (settings.steps, settings.steps),
             f"{steps[0]:g} forward and {steps[1]:g} backward passes of {settings.steps}, "
             f"and {passes.forward_only / n:g} forward without gradient",
-        )
-    )
-    furthest = int((adversarial.int() - victim.images.int()).abs().max())
-    part.checks.append(
+        ),
         Check(
-            f"radius of {attacker.library} on {model}",
+            f"radius of {library} on {model}",
             furthest == settings.eps_255,
             f"furthest pixel {furthest} levels away, eps {settings.eps_255}",
-        )
-    )
-    return adversarial
+        ),
+    ]
 
 
 def _in_rounds(
-    attackers: dict[str, Attacker], victim: Victim, settings: AttackSettings, repetitions: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
-    """Images·iterations/s, percent of the matrix-product rate of the same round, and (CUDA) MB allocated."""
-    work = len(victim.images) * settings.steps
-    size_px = victim.images.shape[-1]
-    flops = gradient_flops(victim.model, size_px)
-    rates: dict[str, list[float]] = {name: [] for name in attackers}
-    shares: dict[str, list[float]] = {name: [] for name in attackers}
-    memory_mb: dict[str, list[float]] = {name: [] for name in attackers}
-    for order in orders(list(attackers), repetitions):
+    of_library: dict[str, Worker], victim: Victim, n: int, settings: AttackSettings, repetitions: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Images·iterations/s of the first n images, and percent of the matrix-product rate of the same round."""
+    flops = gradient_flops(victim.model, victim.images.shape[-1])
+    rates: dict[str, list[float]] = {name: [] for name in of_library}
+    shares: dict[str, list[float]] = {name: [] for name in of_library}
+    for order in orders(list(of_library), repetitions):
         peak = matmul_flops(settings.device, settings.precision)
         for name in order:
-            _seed()
-            before = memory.start_cuda(settings.device)
-            rate = work / seconds(partial(attackers[name].attack, victim.images, victim.labels), settings.device)
-            memory_mb[name].append(memory.since_cuda(settings.device, before) / 1e6)
+            rate = n * settings.steps / of_library[name].seconds(n)
             rates[name].append(rate)
             shares[name].append(100.0 * rate * flops / peak)
-    return rates, shares, memory_mb
-
-
-def _seed() -> None:
-    """torchattacks and foolbox draw from torch's generator, ART from numpy's; ours has its own."""
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002 - the one that ART uses
+    return rates, shares

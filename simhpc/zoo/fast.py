@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import fold_batch_norms
+from simhpc.zoo.patches import project_patches
 from simhpc.zoo.timm_import import timm
 
 _TOLERANCE = 1e-5
 """Of the relative error in double precision. Folding leaves 1e-14, timm's merging in single precision 1e-7."""
 
 _MOST_CONVOLUTIONS_OF_A_TRANSFORMER = 1
-"""A patch embedding is no reason for a memory format that all linear layers would have to undo."""
+"""With its patch embedding alone; what has more gains from channels_last."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Fast:
 
 
 def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
-    """Fold batch norms, merge reparameterisable branches, choose a memory format; each only where it is exact.
+    """Fold batch norms, merge branches, make patch embeddings products, choose a memory format; where that is exact.
 
     Args:
         classifier: on the CPU; not to be used afterwards, its weights may be in the result.
@@ -50,21 +51,26 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
     """
     done, left_out = [], []
     model, rewritten, problem = classifier.model, "", ""
-    has_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if has_norms or _is_reparameterisable(model):
-        for rewrite in (_merge_and_fold, _fold) if _is_reparameterisable(model) else (_fold,):
-            model, rewritten, problem = _rewritten(classifier, pixels, rewrite)
-            if not problem:
-                break
-            left_out.append(problem)
+    rewritings: list[_Rewriting] = []
+    if _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+        rewritings.append(_project_and_fold)
+    if _is_reparameterisable(model):
+        rewritings.append(_merge_and_fold)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        rewritings.append(_fold)
+    # What does most comes first; one that is not exact gives way to the next.
+    for rewrite in rewritings:
+        model, rewritten, problem = _rewritten(classifier, pixels, rewrite)
+        if not problem:
+            break
+        left_out.append(problem)
     if rewritten:
         done.append(rewritten)
     fast = PixelClassifier(
         model, classifier.data, fits_inside=classifier.fits_inside, in_bfloat16=classifier.in_bfloat16
     )
     memory_format = torch.contiguous_format
-    n_convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    if n_convolutions > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+    if _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
         try:
             _answer(_laid_out(fast, torch.channels_last), pixels.to(memory_format=torch.channels_last))
         except RuntimeError as error:  # a view that this order of the elements does not have
@@ -78,9 +84,11 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
     return Fast(fast, memory_format, tuple(done), tuple(left_out))
 
 
-def _rewritten(
-    classifier: PixelClassifier, pixels: Tensor, rewrite: Callable[[nn.Module, Tensor], tuple[nn.Module, str]]
-) -> tuple[nn.Module, str, str]:
+_Rewriting = Callable[[nn.Module, Tensor], tuple[nn.Module, str]]
+"""A model in double precision, which may be changed, and an input of it, to the new model and what was done."""
+
+
+def _rewritten(classifier: PixelClassifier, pixels: Tensor, rewrite: _Rewriting) -> tuple[nn.Module, str, str]:
     """The model after a rewriting, with what was done; or as it was, with the reason if anything was tried."""
     try:
         before = PixelClassifier(copy.deepcopy(classifier.model), classifier.data, fits_inside=classifier.fits_inside)
@@ -93,7 +101,7 @@ def _rewritten(
         found = _answer(before, exact)
         off = max(_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     except Exception as error:
-        return classifier.model, "", f"{rewrite.__name__.strip('_')}: {_first_line(error)}"
+        return classifier.model, "", f"{getattr(rewrite, '__name__', '').strip('_')}: {_first_line(error)}"
     if not off <= _TOLERANCE:  # NaN, too
         return classifier.model, "", f"{what}: not exact, relative error {off:.1g}"
     return model.float(), what, ""
@@ -106,9 +114,18 @@ def _merge_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
     return merged, "merged branches" + (f", {norms}" if norms else "")
 
 
+def _project_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
+    n_projections, norms = project_patches(model), _fold(model, inputs)[1]
+    return model, ", ".join(word for word in ("patch embedding as a product" if n_projections else "", norms) if word)
+
+
 def _fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
     n_folded, n_affine = fold_batch_norms(model, inputs)
     return model, f"folded {n_folded} of {n_folded + n_affine} batch norms" if n_folded + n_affine else ""
+
+
+def _n_convolutions(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def _is_reparameterisable(model: nn.Module) -> bool:

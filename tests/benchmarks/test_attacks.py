@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import attacks, memory, ours, peers
-from benchmarks.attacker import Attacker, counted
+from benchmarks import attacks, ours, peers
+from benchmarks.attacker import Passes, counted
 from benchmarks.compute import gradient_flops, matmul_flops
 from benchmarks.measures import OURS, Part
 from benchmarks.options import Options
 from benchmarks.settings import AttackSettings, as_asked, set_precision, torch_state_kept
 from benchmarks.victims import calibrate, photos, untrained
+from benchmarks.worker import workers
 
 CPU = torch.device("cpu")
 SETTINGS = AttackSettings(steps=3, batch_size=2, device=CPU)
@@ -73,6 +74,7 @@ def test_a_comparison_measures_both_and_checks_both(victim, tmp_path):
         "attack_throughput",
         "share_of_matmul_rate",
     }
+    assert list(tmp_path.iterdir()) == []
     rate = next(measure for measure in part.measures if measure.name == "attack_throughput")
     assert set(rate.values) == {OURS, "torchattacks"}
     assert all(len(values) == 2 and min(values) > 0 for values in rate.values.values())
@@ -81,21 +83,16 @@ def test_a_comparison_measures_both_and_checks_both(victim, tmp_path):
 
 
 def test_a_step_too_few_is_seen(victim):
-    honest = made("torchattacks", victim, replace(SETTINGS, steps=2))
-    part = Part()
-    attacks._warm_up(honest, victim, SETTINGS, "net", part)
-    steps, radius = part.checks
+    honest = counted(made("torchattacks", victim, replace(SETTINGS, steps=2)), victim.images, victim.labels)
+    steps, radius = attacks.warm_up_checks("torchattacks", "net", victim, SETTINGS, *honest)
     assert not steps.passed
     assert steps.detail.startswith("2 forward and 2 backward passes of 3")
     assert radius.passed
 
 
 def test_an_attack_that_leaves_the_ball_is_seen(victim):
-    module = nn.Identity()
-    part = Part()
-    far = Attacker("far", module, lambda images, labels: 255 - images)
-    attacks._warm_up(far, victim, SETTINGS, "net", part)
-    assert not part.checks[1].passed
+    _, radius = attacks.warm_up_checks("far", "net", victim, SETTINGS, 255 - victim.images, Passes())
+    assert not radius.passed
 
 
 def test_self_fooling_may_differ_by_half_a_point():
@@ -105,10 +102,20 @@ def test_self_fooling_may_differ_by_half_a_point():
 
 def test_memory_is_that_of_a_process_of_its_own(victim, tmp_path):
     ballast = torch.ones(200_000_000)  # 800 MB that are not the attack's
-    whole, added = memory.measures(victim, SETTINGS, [OURS], OPTIONS, tmp_path)
+    with workers([OURS], victim, SETTINGS, threads=1, frozen=False, scratch=tmp_path) as found:
+        found[OURS].attack_all()
+        held = found[OURS].memory()
     assert ballast[0] == 1
-    assert 0 < added.values[OURS][0] < whole.values[OURS][0] < 800
-    assert list(tmp_path.iterdir()) == []
+    assert 0 < held.before < held.peak < 800e6
+
+
+def test_what_goes_wrong_in_a_process_is_told(victim, tmp_path):
+    broken = replace(victim, labels=victim.labels + 1000)
+    with (
+        pytest.raises(RuntimeError, match="^torchattacks: IndexError: Target"),
+        workers(["torchattacks"], broken, SETTINGS, threads=1, frozen=False, scratch=tmp_path) as found,
+    ):
+        found["torchattacks"].attack_all()
 
 
 def test_flops_by_hand():

@@ -178,7 +178,7 @@ def test_precision_is_a_setting_of_the_study_and_recorded(finished, tmp_path, pr
 
 def test_what_was_done_to_a_model_is_recorded(finished):
     engines = {key: adversarial.header(finished.dir.adversarial(key)).provenance.engine for key in ("cnn", "vit")}
-    assert engines == {"cnn": "folded 13 of 13 batch norms; channels_last", "vit": "as built by timm"}
+    assert engines == {"cnn": "folded 13 of 13 batch norms; channels_last", "vit": "patch embedding as a product"}
 
 
 def test_where_compilation_fails_the_task_goes_on_and_says_why(finished, tmp_path, monkeypatch, capsys):
