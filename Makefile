@@ -21,6 +21,7 @@ image: $(VENV)/installed ## containers/simhpc-cpu.sif, unless it is of this very
 
 bench: $(VENV)/installed-bench ## figures beside those of what one would use instead, on the CPU; results in benchmarks/out
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.aggregation
 
 lint: $(VENV)/installed-lint ## style, format and types
 	$(BIN)/ruff check .

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, scaling, storage
+from benchmarks import evaluation, precision, scaling, storage
 from benchmarks.__main__ import main
 from benchmarks.measures import OURS, Measure, Part
 from benchmarks.options import Options
+from simhpc.store import similarity
 
 OPTIONS = Options(
     device=torch.device("cpu"),
@@ -72,3 +75,22 @@ def test_unknown_names_are_refused(wrong, capsys):
         main(wrong)
     assert stop.value.code == 2
     assert "choose from" in capsys.readouterr().err
+
+
+def test_sat_in_another_precision_is_held_against_the_intervals(finished):
+    single = similarity.load(finished.dir.similarity)
+    differences, outside = precision.compare(single, single)
+    assert (differences.tolist(), outside) == ([0.0] * 3, 0)
+    beyond = single.ci_high[0, 1] + 0.5 - single.sat[0, 1]
+    other = replace(single, sat=single.sat + beyond * (np.arange(3)[:, None] + np.arange(3) == 1))
+    differences, outside = precision.compare(single, other)
+    assert outside == 1
+    assert max(differences) == pytest.approx(beyond)
+
+
+def test_a_zoo_is_attacked_in_every_precision(tmp_path):
+    part = precision.measure(OPTIONS, tmp_path)
+    assert [measure.model for measure in part.measures] == ["float32", "bfloat16"]
+    assert part.facts["models"] == 2
+    assert part.facts["bfloat16: largest difference of SAT"] >= 0
+    assert len(part.checks) == 1
