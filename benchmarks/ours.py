@@ -45,7 +45,7 @@ def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
                 target,
                 images,
                 labels,
-                [range(len(images))],
+                [torch.randint(2**62, (len(images),)).tolist()],
                 settings_of(resolve_attack(chosen)),
                 batch_size=settings.batch_size,
                 finished={},

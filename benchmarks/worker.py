@@ -47,9 +47,9 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def attack_all(self) -> tuple[Tensor, Passes]:
+    def attack_all(self, seed: int = 1) -> tuple[Tensor, Passes]:
         """Attack all of the victim's images once: adversarial uint8 images, and what went through the model."""
-        return self._ask("attack_all")  # type: ignore[no-any-return]
+        return self._ask("attack_all", seed)  # type: ignore[no-any-return]
 
     def seconds(self, n_images: int) -> float:
         """Attack the first images; wall time."""
@@ -101,13 +101,13 @@ def serve(connection: Connection, given: Path, library: str, threads: int, froze
 
     def timed(n: int) -> float:
         images, labels = victim.images[:n], victim.labels[:n]
-        _seed()
+        _seed(1)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         return seconds(lambda: made.attack(images, labels), device)
 
-    def attack_all() -> tuple[Tensor, Passes]:
-        _seed()
+    def attack_all(seed: int) -> tuple[Tensor, Passes]:
+        _seed(seed)
         return counted(made, victim.images, victim.labels)
 
     tasks: dict[str, Callable[..., Any]] = {
@@ -141,7 +141,7 @@ def memory_bytes(device: torch.device, name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}")
 
 
-def _seed() -> None:
-    """torchattacks and foolbox draw from torch's generator, ART from numpy's; ours has its own."""
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002 - the one that ART uses
+def _seed(seed: int) -> None:
+    """torchattacks, foolbox and our adapter draw from torch's generator, ART from numpy's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the one that ART uses
