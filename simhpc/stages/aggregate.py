@@ -255,7 +255,7 @@ def _inputs(run: Run) -> str:
     contents = []
     for model in run.study.models:
         try:
-            contents.append(predictions.content_sha256(run.dir.predictions(model.key)))
+            contents.append(predictions.header(run.dir.predictions(model.key)).content_sha256)
         except (MissingInputError, BadFileError) as error:
             contents.append(type(error).__name__)
         try:

@@ -161,16 +161,6 @@ def iterate_adversarial(path: Path, of: Outline) -> Iterator[NDArray[np.int32]]:
             )
 
 
-def content_sha256(path: Path) -> str:
-    """Identity of the whole content, without reading it.
-
-    Raises:
-        MissingInputError, BadFileError: see `hdf5.opened`.
-    """
-    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        return str(hdf5.attribute(path, file.attrs, "content_sha256"))
-
-
 @dataclass(frozen=True)
 class Header:
     """What can be known of a file without reading the predictions.
