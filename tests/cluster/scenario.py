@@ -18,7 +18,7 @@ PROFILE = {
 
 
 IMAGE = CHECKOUT / "containers" / "simhpc-cpu.sif"
-STEPS = 150
+STEPS = 240
 RUN = """it's a "run" of $HOME, é"""
 """Every scenario's run directory: what a shell, Slurm or submitit might read otherwise arrives intact."""
 
