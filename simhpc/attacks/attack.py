@@ -75,11 +75,11 @@ def attack_images(
         return to_levels(pixels, levels, method.norm, settings.eps_255)
 
     def margin(levels: Tensor, truth: Tensor) -> Tensor:
-        return true_class_margin(target.classifier(levels.to(torch.float32).div_(255.0)).float(), truth)
+        return true_class_margin(target.classifier(target.pixels(levels)).float(), truth)
 
     for positions, count, starts in read_ahead(with_starts()):
-        first, truth = int(positions[0]), labels[positions].to(target.device)
-        clean, levels = target.pixels(images[positions]), images[positions].to(target.device)
+        first, truth, levels = int(positions[0]), target.moved(labels[positions]), target.moved(images[positions])
+        clean = target.pixels(levels)
         best = attacked(levels, clean, truth, starts[0])
         if len(starts) > 1:
             lowest = margin(best, truth)

@@ -22,17 +22,12 @@ class Target:
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
 
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU's on the device; on the way there, nothing waits for it."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
     def pixels(self, levels: Tensor) -> Tensor:
-        """8-bit images on the CPU as pixels in [0, 1] on the device, where they travel as bytes.
-
-        Args:
-            levels: uint8 (B, 3, H, W).
-
-        Returns:
-            float32 (B, 3, H, W).
-        """
-        if self.device.type == "cuda":
-            levels = levels.pin_memory().to(self.device, non_blocking=True)
+        """8-bit images on the device, uint8 (B, 3, H, W), as pixels in [0, 1]: float32 (B, 3, H, W)."""
         return levels.to(torch.float32, memory_format=self.memory_format).div_(255.0)
 
 
@@ -96,9 +91,9 @@ def _answer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Classes, margins, and whether all logits are finite, of one batch, on the device."""
     positions, count = batch
-    pixels = target.pixels(images[positions])
+    truth = target.moved(labels[positions[:count]])
+    pixels = target.pixels(target.moved(images[positions]))
     logits = target.classifier(pixels if view is None else view(pixels))[:count].float()
-    truth = labels[positions[:count]].to(target.device)
     return logits.argmax(1), true_class_margin(logits, truth), torch.isfinite(logits).all()
 
 

@@ -116,8 +116,8 @@ def compiled(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_siz
     faster: nn.Module = torch.compile(target.classifier, mode=mode, dynamic=False)  # type: ignore[assignment]
     changed = replace(target, classifier=faster)
     try:
-        pixels = changed.pixels(torch.from_numpy(to_be_attacked(run, model, chosen.images[some])))
-        InputGradient(changed.classifier)(pixels, torch.from_numpy(chosen.labels[some]).long().to(target.device))
+        pixels = changed.pixels(changed.moved(torch.from_numpy(to_be_attacked(run, model, chosen.images[some]))))
+        InputGradient(changed.classifier)(pixels, changed.moved(torch.from_numpy(chosen.labels[some]).long()))
         with torch.no_grad():
             changed.classifier(pixels)
     except Exception as error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,17 +77,15 @@ def load(path: Path) -> PredictionSet:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = hdf5.attributes_of(file)
-        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
-        sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
-        n, m = len(labels), len(sources)
+        found = _outline(path, file)
+        n, m = len(found.labels), len(found.sources)
         return PredictionSet(
-            provenance=Provenance.from_attributes(path, attributes),
-            labels=labels,
-            clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(n,)),
+            provenance=found.provenance,
+            labels=found.labels,
+            clean_pred=found.clean_pred,
             clean_margin=hdf5.read(path, file, "clean/margin", dtype="float16", shape=(n,)),
-            sources=list(sources),
-            source_sha256=list(hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(m,))),
+            sources=found.sources,
+            source_sha256=found.source_sha256,
             adv_pred=hdf5.read(path, file, "adversarial/pred", dtype="int32", shape=(m, n)),
             adv_margin=hdf5.read(path, file, "adversarial/margin", dtype="float16", shape=(m, n)),
         )
@@ -116,21 +115,23 @@ def outline(path: Path) -> Outline:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = hdf5.attributes_of(file)
-        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
-        sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
-        return Outline(
-            provenance=Provenance.from_attributes(path, attributes),
-            content_sha256=str(hdf5.attribute(path, attributes, "content_sha256")),
-            labels=labels,
-            clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(len(labels),)),
-            # The same texts stand in every file: who reads a thousand shall not hold a million of them.
-            sources=[sys.intern(key) for key in sources],
-            source_sha256=[
-                sys.intern(sha)
-                for sha in hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
-            ],
-        )
+        return _outline(path, file)
+
+
+def _outline(path: Path, file: h5py.File) -> Outline:
+    attributes = hdf5.attributes_of(file)
+    labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+    sources = hdf5.read(path, file, "adversarial/source", dtype="str", shape=(None,))
+    hashes = hdf5.read(path, file, "adversarial/source_sha256", dtype="str", shape=(len(sources),))
+    return Outline(
+        provenance=Provenance.from_attributes(path, attributes),
+        content_sha256=str(hdf5.attribute(path, attributes, "content_sha256")),
+        labels=labels,
+        clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(len(labels),)),
+        # The same texts stand in every file: who reads a thousand shall not hold a million of them.
+        sources=[sys.intern(key) for key in sources],
+        source_sha256=[sys.intern(sha256) for sha256 in hashes],
+    )
 
 
 def iterate_adversarial(path: Path, of: Outline) -> Iterator[NDArray[np.int32]]:
