@@ -68,6 +68,18 @@ def test_pgd_l2_by_hand_on_a_linear_model():
     torch.testing.assert_close(many, torch.tensor([0.44, 0.5, 0.58]))
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-25, 1e-12, 1e12])
+def test_pgd_l2_steps_are_of_one_length_however_small_the_gradient(size):
+    pixels = torch.full((1, 3, 1, 1), 0.5)
+
+    def gradient(images, labels):
+        return torch.tensor([3.0, 0.0, -4.0]).view(1, 3, 1, 1) * size
+
+    with torch.no_grad():
+        moved = pgd_l2(gradient, pixels, torch.tensor([0]), torch.zeros_like(pixels), eps=0.2, step_size=0.05, steps=1)
+    torch.testing.assert_close(moved.view(3), torch.tensor([0.53, 0.5, 0.46]), rtol=1e-4, atol=1e-5)
+
+
 def test_fgsm_by_hand_on_a_linear_model():
     weights = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1)
     pixels = torch.tensor([0.5, 0.95, 0.5]).view(1, 3, 1, 1)

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import execute_all, tiny, write_study
+from zoo.norms import with_statistics
 
 from simhpc.attacks import batches
 from simhpc.attacks.attack import attack_images
@@ -20,6 +22,7 @@ from simhpc.stages.task import Task
 from simhpc.store import adversarial, image_set, predictions, similarity
 from simhpc.study import load_study
 from simhpc.zoo.geometry import resize_to_input
+from simhpc.zoo.timm_import import timm
 
 
 def begun(finished, tmp_path, **changes):
@@ -243,3 +246,17 @@ def test_restarts_are_a_setting_of_the_study(finished, tmp_path):
     assert fooled[1] >= fooled[0]
     first, best = (adversarial.load(run.dir.adversarial("cnn")).images for run in (one, many))
     assert not np.array_equal(first, best)
+
+
+def test_one_image_is_enough_to_make_a_model_faster(tmp_path):
+    """By itself it would meet torch's wrong gradient of one image (see zoo/folding.py), and be refused."""
+    torch.manual_seed(0)
+    network = with_statistics(timm.create_model("levit_128s", num_classes=10)).float()
+    save_file(network.state_dict(), tmp_path / "levit.safetensors")
+    raw = tiny(("cnn",), images={"n": 1})
+    entry = {"timm": "levit_128s", "weights": "checkpoint:levit.safetensors", "args": {"num_classes": 10}}
+    raw["models"] = [{"key": "levit", **entry, "data": {"input_size_px": 224}}]
+    run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
+    chosen = image_set.load(run.dir.images)
+    victim = runtime.load_fast(run, run.study.model("levit"), chosen, torch.device("cpu"))
+    assert victim.engine == "merged branches; channels_last"

@@ -8,6 +8,7 @@ from torch import nn
 from zoo.norms import with_statistics
 
 from simhpc.study import DataConfig
+from simhpc.zoo import fast as fast_module
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.timm_import import timm
@@ -77,7 +78,7 @@ def test_what_is_not_exact_is_found_out_and_left_out():
     logits, gradient = answers(classifier, pixels)
     fast = make_fast(classifier, pixels)
     (reason,) = fast.left_out
-    assert reason.startswith("folded 1 of 1 batch norms: not exact, relative error ")
+    assert reason.startswith("folded 1 of 1 batch norms: not exact, relative error of logits and gradient ")
     assert fast.done == ("channels_last",)
     for ours, expected in zip(answers(fast.classifier, pixels), (logits, gradient), strict=True):
         torch.testing.assert_close(ours, expected)
@@ -128,3 +129,44 @@ def test_bfloat16_is_what_autocast_gives(name):
     # The weights have been rounded by now, so rounding them again gives the same.
     torch.testing.assert_close(logits, expected.float(), rtol=0, atol=0)
     assert (logits - single(laid_out)).abs().max() > 0
+
+
+class SquareRoot(nn.Module):
+    """The same as `Skip` forwards; backwards the root of zero gives NaN."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + (x * 0).square().sum((1, 2, 3))[:, None].sqrt()
+
+
+def test_a_gradient_that_is_no_number_is_not_exact(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(fast_module, "_fold", lambda model, inputs: (SquareRoot(model), "broke the gradient"))
+    fast = make_fast(classifier_of(Skip()), torch.rand(2, 3, 64, 64))
+    assert fast.left_out == ("broke the gradient: not exact, relative error of logits and gradient 0 and nan",)
+    assert fast.done == ("channels_last",)
+
+
+class Doubled(nn.Module):
+    """A layer that timm can merge, and nothing else that could be rewritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 64 * 64, 10)
+
+    def forward(self, x):
+        return 2 * self.linear(x)
+
+    def fuse(self):
+        merged = nn.Linear(3 * 64 * 64, 10)
+        merged.weight.data, merged.bias.data = 2 * self.linear.weight.data, 2 * self.linear.bias.data
+        return merged
+
+
+def test_where_one_rewriting_finds_nothing_the_next_is_tried():
+    torch.manual_seed(0)
+    fast = make_fast(classifier_of(nn.Sequential(nn.Flatten(), Doubled())), torch.rand(2, 3, 64, 64))
+    assert (fast.done, fast.left_out) == (("merged branches",), ())

@@ -22,8 +22,9 @@ def pgd_l2(
     pixels = project_l2(clean + eps * unit, clean, eps)
     for _ in range(steps):
         direction = gradient(pixels, labels)
-        # Far below any gradient that is not zero: of a well-fooled image it may be 1e-10 and still says where to go.
-        direction.div_(l2_norm(direction).clamp_(min=1e-30))
+        # Of an image that the model is sure of the gradient may be 1e-25: its squares would be 0 in single precision.
+        direction.div_(direction.abs().amax((1, 2, 3), keepdim=True).clamp_(min=1e-37))
+        direction.div_(l2_norm(direction).clamp_(min=1e-12))
         pixels = project_l2(pixels.add_(direction, alpha=step_size), clean, eps)
     return pixels
 
