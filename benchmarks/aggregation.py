@@ -128,6 +128,8 @@ def write_predictions(root: Path, study: Study, b: int) -> None:
             study_sha256=study.settings_sha256(),
             images_sha256="0" * 64,
             attack=study.attack.model_dump_json(),
+            attack_code_sha256="0" * 64,
+            batch_size=1,
             seed=study.seed,
             precision="float32",
             engine="synthetic",

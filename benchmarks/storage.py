@@ -91,7 +91,23 @@ def _write_ours(path: Path, images: Images) -> None:
     n = len(images)
     AdversarialSet(
         provenance=Provenance(
-            "benchmark", "none", "0", "0", "0", "0", "{}", 0, "float32", "none", "cpu", 1, "none", "none", "none"
+            "benchmark",
+            "none",
+            "0",
+            "0",
+            "0",
+            "0",
+            "{}",
+            "0",
+            1,
+            0,
+            "float32",
+            "none",
+            "cpu",
+            1,
+            "none",
+            "none",
+            "none",
         ),
         images=images,
         index=np.arange(n, dtype=np.int32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from simhpc.attacks.gradient import InputGradient
 from simhpc.attacks.levels import check_within, to_levels
 from simhpc.attacks.method import Settings
 from simhpc.attacks.noise import unit_ball_points
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """A model's gradient is NaN or infinite: nothing can be attacked with it."""
+
 
 OnBatch = Callable[[int, Tensor], None]
 """Called with the first position of a batch and its adversarial images, uint8 (B, 3, H, W)."""
@@ -46,6 +52,7 @@ def attack_images(
         uint8 (N, 3, H, W), within `settings.eps_255` levels of `images`.
 
     Raises:
+        NonFiniteGradientError: the model has no gradient to follow.
         EpsilonExceededError: a rounded image is further away than that.
     """
     method, eps = settings.method, settings.eps_255 / 255.0
@@ -56,10 +63,11 @@ def attack_images(
         part = finished.pop(first)
         adversarial[first : first + len(part)] = part
 
-    def with_starts() -> Iterator[tuple[Tensor, int, list[Tensor]]]:
-        for positions, count in todo:
-            chosen = [[of_restart[i] for i in positions.tolist()] for of_restart in seeds]
-            yield positions, count, [unit_ball_points(method.norm, own, tuple(images.shape[1:])) for own in chosen]
+    def starts() -> Iterator[Tensor]:
+        for positions, _ in todo:
+            for of_restart in seeds:
+                own = [of_restart[i] for i in positions.tolist()]
+                yield unit_ball_points(method.norm, own, tuple(images.shape[1:]))
 
     def attacked(levels: Tensor, clean: Tensor, truth: Tensor, unit: Tensor) -> Tensor:
         pixels = method.attack(
@@ -77,20 +85,23 @@ def attack_images(
     def margin(levels: Tensor, truth: Tensor) -> Tensor:
         return true_class_margin(target.classifier(target.pixels(levels)).float(), truth)
 
-    for positions, count, starts in read_ahead(with_starts()):
-        first, truth, levels = int(positions[0]), target.moved(labels[positions]), target.moved(images[positions])
-        clean = target.pixels(levels)
-        best = attacked(levels, clean, truth, starts[0])
-        if len(starts) > 1:
-            lowest = margin(best, truth)
-            for unit in starts[1:]:
-                found = attacked(levels, clean, truth, unit)
-                reached = margin(found, truth)
-                best = torch.where((reached < lowest)[:, None, None, None], found, best)
-                lowest = torch.minimum(reached, lowest)
-        result = best.contiguous().cpu()[:count]
-        check_within(images[first : first + count], result, method.norm, settings.eps_255)
-        adversarial[first : first + count] = result
-        on_batch(first, result)
+    with closing(read_ahead(starts())) as units:
+        for positions, count in todo:
+            first, truth, levels = int(positions[0]), target.moved(labels[positions]), target.moved(images[positions])
+            clean = target.pixels(levels)
+            best = attacked(levels, clean, truth, next(units))
+            if len(seeds) > 1:
+                lowest = margin(best, truth)
+                for _ in seeds[1:]:
+                    found = attacked(levels, clean, truth, next(units))
+                    reached = margin(found, truth)
+                    best = torch.where((reached < lowest)[:, None, None, None], found, best)
+                    lowest = torch.minimum(reached, lowest)
+            result = best.contiguous().cpu()[:count]
+            if not gradient.was_finite():
+                raise NonFiniteGradientError("the model's input gradient is not finite: nothing can follow it")
+            check_within(images[first : first + count], result, method.norm, settings.eps_255)
+            adversarial[first : first + count] = result
+            on_batch(first, result)
     check_within(images, adversarial, method.norm, settings.eps_255)
     return adversarial

@@ -10,6 +10,14 @@ import torch
 
 T = TypeVar("T")
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What the CPU's allocator says, and CUDA and its libraries where they allocate for themselves."""
+
 
 def with_backoff(work: Callable[[int], T], batch_size: int, on_reduced: Callable[[int], None]) -> T:
     """`work(batch_size)`, again with half of it as often as memory runs out.
@@ -35,8 +43,7 @@ def with_backoff(work: Callable[[int], T], batch_size: int, on_reduced: Callable
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's or the CPU's allocator has refused; the latter has no exception of its own."""
+    """Whether memory was refused; only torch's own allocator for GPUs has an exception for that."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator: can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

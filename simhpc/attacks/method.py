@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from simhpc.attacks import methods
@@ -98,8 +101,20 @@ def find(name: str) -> Method:
 
     Raises:
         KeyError: there is none.
+        TypeError: its file holds something else.
     """
     if name not in names():
         raise KeyError(name)
-    found: Method = import_module(f"{methods.__name__}.{name.replace('-', '_')}").METHOD
+    found = getattr(_module(name), "METHOD", None)
+    if not isinstance(found, Method):
+        raise TypeError(f"{_module(name).__file__} holds no METHOD, the attack as a simhpc.attacks.method.Method")
     return found
+
+
+def code_sha256(name: str) -> str:
+    """SHA-256 of the attack's file, by which one that was edited is known."""
+    return hashlib.sha256(Path(str(_module(name).__file__)).read_bytes()).hexdigest()
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{methods.__name__}.{name.replace('-', '_')}")

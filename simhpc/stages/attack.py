@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from simhpc import __version__
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages.task import Report, Task
@@ -58,7 +59,13 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     labels = torch.from_numpy(chosen.labels).long()
     return with_backoff(
         lambda size: _attack(
-            run, task, report, runtime.compiled(run, model, victim, chosen, size), clean, labels, size
+            run,
+            task,
+            report,
+            runtime.compiled(run, model, victim, chosen, size, with_gradient=True),
+            clean,
+            labels,
+            size,
         ),
         batch_size.first_try(run, task, device),
         lambda fits: batch_size.remember(run, task, device, fits),
@@ -82,8 +89,8 @@ def _attack(
     model, settings, target = run.study.model(task.model), run.study.attack, victim.target
     clean_pred, clean_margin = predict(target, clean, labels, size)
     index = torch.nonzero(clean_pred == labels).squeeze(1)
-    origin = provenance(run, model, victim)
-    parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, size, index.numpy()))
+    origin = provenance(run, model, victim, size)
+    parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, index.numpy()))
     kept = {first: torch.from_numpy(images) for first, images in parts.load().items()}
     done = sum(len(images) for images in kept.values())
     report(done, len(index), "image")
@@ -133,7 +140,7 @@ def discard_partial(run: Run, task: Task) -> None:
     attack_parts.remove(run.dir.attack_parts(task.model))
 
 
-def _identity(origin: Provenance, batch_size: int, index: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+def _identity(origin: Provenance, index: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     """Of everything that a batch of the attack depends on: an attempt on other hardware starts afresh."""
-    decides = [origin.attributes(), batch_size, index.tolist()]
+    decides = [__version__, origin.attributes(), index.tolist()]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

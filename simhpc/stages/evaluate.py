@@ -74,8 +74,15 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             "delete it and run again"
         )
     size = batch_size.first_try(run, task, device)
-    victim = runtime.compiled(run, model, victim, chosen, size)
 
+    def shrink(fits: int) -> None:
+        nonlocal size
+        size = fits
+        batch_size.remember(run, task, device, fits)
+
+    victim = with_backoff(
+        functools.partial(runtime.compiled, run, model, victim, chosen, with_gradient=False), size, shrink
+    )
     sources = usable_sources(run).headers
     n = len(labels)
     adv_pred = np.full((len(sources), n), NOT_SHOWN, dtype=np.int32)
@@ -90,7 +97,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         rows = [row for row, key in enumerate(sources) if key in covered]
         names = [key for key in sources if key in covered]
         PredictionSet(
-            provenance=runtime.provenance(run, model, victim),
+            provenance=runtime.provenance(run, model, victim, size),
             labels=labels,
             clean_pred=clean_pred,
             clean_margin=clean_margin,
@@ -99,11 +106,6 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             adv_pred=adv_pred[rows],
             adv_margin=adv_margin[rows],
         ).save(path)
-
-    def shrink(fits: int) -> None:
-        nonlocal size
-        size = fits
-        batch_size.remember(run, task, device, fits)
 
     # On its own grid a model is shown images of any size; on the canonical one the resize is inside the model.
     is_canonical = run.study.attack.grid == "canonical"

@@ -20,6 +20,8 @@ def resolve_attack(given: Attack) -> Attack:
         raise StudyError(
             f"attack.name: there is no attack {given.name!r}{nearest(given.name, known)}; there are {', '.join(known)}"
         ) from None
+    except TypeError as error:
+        raise StudyError(f"attack.name: {error}") from None
     own = found.own_arguments
     if unknown := sorted(given.args.keys() - own.keys()):
         takes = f"it takes {', '.join(own)}" if own else "it takes none"

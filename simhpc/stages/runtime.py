@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from simhpc.attacks import method
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.batches import Target
 from simhpc.attacks.gradient import InputGradient
@@ -105,11 +106,14 @@ def to_be_attacked(run: Run, model: Model, images: NDArray[np.uint8]) -> NDArray
     return images if run.study.attack.grid == "canonical" else clean_view(images, model.data)
 
 
-def compiled(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_size: int) -> Victim:
+def compiled(
+    run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_size: int, *, with_gradient: bool
+) -> Victim:
     """The same compiled by torch if the study wants that and it works here; else as it was, and the log says why not.
 
     Args:
         batch_size: images at once: it is compiled for that.
+        with_gradient: whether input gradients will be asked of it.
     """
     mode, target = run.study.resources.compile, victim.target
     if mode == "off":
@@ -119,9 +123,12 @@ def compiled(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_siz
     changed = replace(target, classifier=faster)
     try:
         pixels = changed.pixels(changed.moved(torch.from_numpy(to_be_attacked(run, model, chosen.images[some]))))
-        InputGradient(changed.classifier)(pixels, changed.moved(torch.from_numpy(chosen.labels[some]).long()))
         with torch.no_grad():
+            # Some of timm's models keep what they compute in the first pass, which must not be a part of a graph.
+            target.classifier(pixels)
             changed.classifier(pixels)
+        if with_gradient:
+            InputGradient(changed.classifier)(pixels, changed.moved(torch.from_numpy(chosen.labels[some]).long()))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -138,8 +145,8 @@ def to_float16(margins: torch.Tensor) -> NDArray[np.float16]:
     return margins.clamp(-limit, limit).numpy().astype(np.float16)
 
 
-def provenance(run: Run, model: Model, victim: Victim) -> Provenance:
-    """The attributes of a result that `model` makes in this process."""
+def provenance(run: Run, model: Model, victim: Victim, batch_size: int) -> Provenance:
+    """The attributes of a result that `model` makes in this process, `batch_size` images at once."""
     device = victim.target.device
     return Provenance(
         model=model.key,
@@ -149,6 +156,8 @@ def provenance(run: Run, model: Model, victim: Victim) -> Provenance:
         study_sha256=run.study.settings_sha256(),
         images_sha256=image_set.identity(run.dir.images),
         attack=json.dumps(run.study.attack.model_dump(mode="json"), sort_keys=True),
+        attack_code_sha256=method.code_sha256(run.study.attack.name),
+        batch_size=batch_size,
         seed=run.study.seed,
         precision=run.study.precision,
         engine=victim.engine,

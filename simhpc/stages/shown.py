@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simhpc.errors import BadFileError
+from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store import adversarial
 
 BATCHES = 16
@@ -66,5 +66,5 @@ def parts_of(key: str, path: Path, is_correct: NDArray[np.bool_], batch_size: in
                 yield Part(key, held_positions[:whole], held[:whole], n_read)
                 held_positions, held = held_positions[whole:], held[whole:]
         yield Part(key, held_positions, held, n_read, is_last=True)
-    except BadFileError as error:
+    except (BadFileError, MissingInputError) as error:
         yield Part(key, *nothing, n_read, error=str(error))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.gradient import InputGradient
 from simhpc.errors import SimhpcError
 from simhpc.images import open_source
@@ -58,7 +59,9 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
         pixels = pixels.to(device, memory_format=fast.memory_format)
         forward_s, gradient_s = time_batches(fast.classifier.to(device), pixels)
         training_s = 0.0 if model.training is None else _training_s(network, model, study, device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise SimhpcError(
             f"model {model.key!r}: a batch does not fit into the memory of {device}: lower resources.batch_size or "
             f"training.batch_size ({error})"

@@ -14,7 +14,7 @@ from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
-KIND, VERSION = "simhpc-adversarial", 1
+KIND, VERSION = "simhpc-adversarial", 2
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
-KIND, VERSION = "simhpc-predictions", 1
+KIND, VERSION = "simhpc-predictions", 2
 
 NOT_SHOWN = -1
 """Prediction of an image that was not shown: outside X_AB, it can enter no measure."""

@@ -20,6 +20,8 @@ class Provenance:
         study_sha256: `Study.settings_sha256()`.
         images_sha256: identity of the image set.
         attack: the study's attack settings as JSON.
+        attack_code_sha256: SHA-256 of the attack's own file.
+        batch_size: images at once.
         seed: the study's seed.
         precision: the study's.
         engine: what was done to the model to make it faster.
@@ -36,6 +38,8 @@ class Provenance:
     study_sha256: str
     images_sha256: str
     attack: str
+    attack_code_sha256: str
+    batch_size: int
     seed: int
     precision: str
     engine: str

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simhpc.attacks import method
-from simhpc.attacks.attack import attack_images
+from simhpc.attacks.attack import NonFiniteGradientError, attack_images
 from simhpc.attacks.batches import NonFiniteLogitsError, Target, fixed_size_batches, predict, true_class_margin
 
 CPU = torch.device("cpu")
@@ -37,6 +37,18 @@ def test_every_attack_gives_8_bit_images_in_its_ball(target, name):
         assert offset.abs().max() == 16
     margins = predict(Target(classifier, CPU), adversarial, labels[:20], 20)[1]
     assert margins.mean() < predict(Target(classifier, CPU), images[:20], labels[:20], 20)[1].mean() - 0.5
+
+
+class Broken(torch.nn.Module):
+    """Its logits are fine, their gradient is not: the derivative of the root at 0 is infinite, times 0 it is NaN."""
+
+    def forward(self, pixels):
+        return pixels.flatten(1)[:, :2] + (pixels.sum((1, 2, 3)) * 0.0).sqrt()[:, None]
+
+
+def test_a_gradient_of_nan_is_named():
+    with pytest.raises(NonFiniteGradientError, match="input gradient is not finite"):
+        attack((Broken(), torch.full((20, 3, 4, 4), 9, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)))
 
 
 def test_restarts_keep_of_each_image_what_fools_best(target):

@@ -52,6 +52,19 @@ def test_other_errors_pass_at_once():
     assert told == []
 
 
+@pytest.mark.parametrize(
+    ("said", "is_so"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_cuda_and_its_libraries_say(said, is_so):
+    assert is_out_of_memory(RuntimeError(said)) == is_so
+
+
 def test_what_the_cpu_allocator_really_raises_is_known():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from simhpc.attacks import method
+from simhpc.attacks import method, methods
 from simhpc.attacks.gradient import InputGradient
 from simhpc.attacks.methods.apgd_ce import apgd_ce, check_points
 from simhpc.attacks.methods.fgsm import fgsm
@@ -21,6 +21,9 @@ from simhpc.attacks.methods.mi_fgsm import mi_fgsm
 from simhpc.attacks.methods.pgd_l2 import pgd_l2
 from simhpc.attacks.methods.pgd_linf import pgd_linf
 from simhpc.attacks.noise import unit_ball_points
+from simhpc.errors import StudyError
+from simhpc.stages.method import resolve_attack
+from simhpc.study import Attack
 
 EPS = 8 / 255
 
@@ -309,6 +312,26 @@ def test_l2_noise_fills_the_ball_evenly():
     assert abs((lengths < 0.5).float().mean() - 1 / 8) < 0.02
     assert points.mean(0).abs().max() < 0.03
     assert torch.equal(unit_ball_points("l2", [17], (3, 1, 1)), unit_ball_points("l2", range(4000), (3, 1, 1))[17:18])
+
+
+def test_an_attack_of_ones_own_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "nothing_much.py").write_text(
+        "from simhpc.attacks.method import Method\n"
+        "def attack(gradient, clean, labels, unit, *, eps, step_size, steps, strength=0.5):\n"
+        "    return clean + strength * eps * unit\n"
+        "METHOD = Method(attack, 'linf', 1, 1.0)\n"
+    )
+    (tmp_path / "empty.py").write_text("ATTACK = 1\n")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert {"nothing-much", "empty"} < set(method.names())
+    assert method.find("nothing-much").own_arguments == {"strength": 0.5}
+    before = method.code_sha256("nothing-much")
+    (tmp_path / "nothing_much.py").write_text("# edited")
+    assert method.code_sha256("nothing-much") != before
+    with pytest.raises(TypeError, match=r"empty\.py holds no METHOD"):
+        method.find("empty")
+    with pytest.raises(StudyError, match=r"attack\.name: .*empty\.py holds no METHOD"):
+        resolve_attack(Attack(name="empty"))
 
 
 def test_names_come_from_files_and_unknown_ones_are_refused():

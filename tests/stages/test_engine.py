@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +13,18 @@ from safetensors.torch import save_file
 from tiny import execute_all, tiny, write_study
 from zoo.norms import with_statistics
 
-from simhpc.attacks import batches
+from simhpc.attacks import batches, method
 from simhpc.attacks.attack import attack_images
 from simhpc.attacks.batches import predict
+from simhpc.attacks.gradient import InputGradient
 from simhpc.seeds import derive_seed
 from simhpc.stages import batch_size, runtime, stage_module
 from simhpc.stages.method import settings_of
 from simhpc.stages.prepare import prepare
 from simhpc.stages.task import Task
 from simhpc.store import adversarial, image_set, predictions, similarity
-from simhpc.study import load_study
+from simhpc.study import DataConfig, load_study
+from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.geometry import resize_to_input
 from simhpc.zoo.timm_import import timm
 
@@ -181,7 +185,10 @@ def test_precision_is_a_setting_of_the_study_and_recorded(finished, tmp_path, pr
 
 def test_what_was_done_to_a_model_is_recorded(finished):
     engines = {key: adversarial.header(finished.dir.adversarial(key)).provenance.engine for key in ("cnn", "vit")}
-    assert engines == {"cnn": "folded 13 of 13 batch norms; channels_last", "vit": "patch embedding as a product"}
+    assert engines == {
+        "cnn": "folded 13 of 13 batch norms; channels_last",
+        "vit": "last block for the tokens in use, patch embedding as a product",
+    }
 
 
 def test_where_compilation_fails_the_task_goes_on_and_says_why(finished, tmp_path, monkeypatch, capsys):
@@ -201,6 +208,76 @@ def test_where_compilation_fails_the_task_goes_on_and_says_why(finished, tmp_pat
     execute(plain, "attack", "cnn")
     one, other = (adversarial.header(r.dir.adversarial("cnn")).content_sha256 for r in (run, plain))
     assert one == other
+
+
+def test_evaluation_compiles_no_gradient_and_compiles_for_less_where_memory_runs_out(finished, tmp_path, monkeypatch):
+    run = begun(finished, tmp_path, resources={"compile": "default"})
+    plain = begun(finished, tmp_path / "plain")
+    for key in ("cnn", "vit"):
+        execute(plain, "attack", key)
+        run.dir.adversarial(key).parent.mkdir(exist_ok=True)
+        shutil.copy(plain.dir.adversarial(key), run.dir.adversarial(key))
+    sizes = []
+
+    def compile_(model, **_):
+        def call(pixels):
+            assert not torch.is_grad_enabled()
+            sizes.append(len(pixels))
+            if len(pixels) > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return model(pixels)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    execute(run, "evaluate", "cnn")
+    assert sizes[:3] == [32, 16, 8]
+    held = predictions.load(run.dir.predictions("cnn"))
+    assert held.provenance.engine.endswith("; compiled (default)")
+    assert held.provenance.batch_size == 8
+
+
+def test_batches_of_an_attack_that_was_edited_since_are_not_used(finished, tmp_path, monkeypatch):
+    run = begun(finished, tmp_path)
+    whole = execute(run, "attack", "cnn")["images"]
+    run.dir.adversarial("cnn").unlink()
+
+    def stop_after_one(done, *_):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage_module("attack").execute(run, Task("attack", "cnn"), stop_after_one)
+    log = []
+    execute(run, "attack", "cnn", log)
+    assert log[0][0] == 32
+    run.dir.adversarial("cnn").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        stage_module("attack").execute(run, Task("attack", "cnn"), stop_after_one)
+    monkeypatch.setattr(method, "code_sha256", lambda name: "edited")
+    log.clear()
+    execute(run, "attack", "cnn", log)
+    assert log[0][:2] == (0, whole)
+    assert adversarial.header(run.dir.adversarial("cnn")).provenance.attack_code_sha256 == "edited"
+
+
+@pytest.mark.slow
+def test_what_a_model_keeps_from_its_first_pass_is_no_part_of_a_compiled_graph(tmp_path):
+    """LeViT's attention biases: really compiled, a minute on the CPU."""
+    torch.manual_seed(0)
+    levit = timm.create_model("levit_128s", num_classes=10).eval().requires_grad_(False)
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 224, 224), dtype=np.uint8)
+    data = DataConfig(input_size_px=224, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", crop_pct=1.0)
+    target = batches.Target(PixelClassifier(levit, data), torch.device("cpu"))
+    chosen = SimpleNamespace(images=images, labels=np.arange(4, dtype=np.int32))
+    study = load_study(write_study(tmp_path / "study.toml", tiny(resources={"compile": "default"})))
+    run = SimpleNamespace(study=study)
+    entry = SimpleNamespace(key="levit", data=data)
+    victim = runtime.compiled(run, entry, runtime.Victim(target, "0", "built"), chosen, 2, with_gradient=True)
+    assert victim.engine == "built; compiled (default)"
+    again = InputGradient(victim.target.classifier)(target.pixels(torch.from_numpy(images[2:])), torch.arange(2))
+    plain = InputGradient(target.classifier)(target.pixels(torch.from_numpy(images[2:])), torch.arange(2))
+    torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ M, N = 300, 2000  # 2.4 MB of answers: more than one chunk
 
 PROVENANCE = Provenance(
     model="m", timm_name="t", model_sha256="a", weights_sha256="b", study_sha256="c", images_sha256="d", attack="{}",
-    seed=0, precision="float32", engine="none", device="cpu", threads=1, torch="2", timm="1", container="none",
+    attack_code_sha256="e", batch_size=4, seed=0, precision="float32", engine="none",
+    device="cpu", threads=1, torch="2", timm="1", container="none",
 )  # fmt: skip
 
 

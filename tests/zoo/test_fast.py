@@ -36,7 +36,7 @@ KINDS = {
     "resnetv2_50d_gn": "channels_last",
     "convnext_atto": "channels_last",
     "repvit_m0_9": "merged branches; channels_last",
-    "test_vit": "patch embedding as a product",
+    "test_vit": "last block for the tokens in use, patch embedding as a product",
 }
 
 
