@@ -116,7 +116,7 @@ class Model(Section):
     timm: str
     """timm's architecture name, without a pretrained tag."""
     weights: str
-    """`train`, `pretrained:TAG`, or `checkpoint:PATH`."""
+    """`train`, `pretrained:TAG`, `checkpoint:PATH`, or `random`."""
     checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the checkpoint file; checked when given, filled in by the frozen copy."""
     args: dict[str, Any] = Field(default_factory=dict)
@@ -136,8 +136,8 @@ class Model(Section):
     @field_validator("weights")
     @classmethod
     def _known_weights(cls, value: str) -> str:
-        if value != "train" and not re.match("(pretrained|checkpoint):.", value):
-            raise ValueError("allowed: 'train', 'pretrained:TAG' or 'checkpoint:PATH'")
+        if value not in ("train", "random") and not re.match("(pretrained|checkpoint):.", value):
+            raise ValueError("allowed: 'train', 'pretrained:TAG', 'checkpoint:PATH' or 'random'")
         return value
 
     @field_validator("args")
@@ -174,6 +174,10 @@ class Model(Section):
     @property
     def is_trained_here(self) -> bool:
         return self.weights == "train"
+
+    @property
+    def is_random(self) -> bool:
+        return self.weights == "random"
 
     @property
     def is_pretrained(self) -> bool:

@@ -27,6 +27,7 @@ from simhpc.study import Model, Study
 from simhpc.zoo import build
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.geometry import clean_view, to_pixels
+from simhpc.zoo.readout import FITTED_TO, fit_readout
 from simhpc.zoo.timm_import import timm
 
 
@@ -88,7 +89,10 @@ def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) ->
         trained=run.dir.checkpoint(model.key),
         fits_inside=run.study.attack.grid == "canonical",
         in_bfloat16=run.study.precision == "bfloat16",
+        seed=run.study.seed,
     )
+    if model.is_random:
+        loaded = _read_out(run, model, chosen, loaded)
     # Two also where there is one: see `make_fast`.
     few = chosen.images[np.arange(2) % len(chosen.images)]
     fast = make_fast(loaded.classifier, to_pixels(to_be_attacked(run, model, few)))
@@ -99,6 +103,13 @@ def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) ->
         loaded.weights_sha256,
         "; ".join(fast.done) or "as built by timm",
     )
+
+
+def _read_out(run: Run, model: Model, chosen: ImageSet, loaded: build.Loaded) -> build.Loaded:
+    some = slice(0, FITTED_TO)
+    pixels = to_pixels(to_be_attacked(run, model, chosen.images[some]))
+    labels = torch.from_numpy(chosen.labels[some]).long()
+    return replace(loaded, classifier=fit_readout(loaded.classifier, pixels, labels, chosen.num_classes))
 
 
 def to_be_attacked(run: Run, model: Model, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from torch import nn
 
 from simhpc.errors import ModelError
+from simhpc.seeds import derive_seed
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
 from simhpc.zoo import weights
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.resolve import create_arguments
 from simhpc.zoo.timm_import import timm
+from simhpc.zoo.training import seed_everything
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,20 @@ def untrained(model: Model, num_classes: int) -> nn.Module:
 
 
 def load(
-    model: Model, *, num_classes: int, trained: Path, fits_inside: bool = False, in_bfloat16: bool = False
+    model: Model,
+    *,
+    num_classes: int,
+    trained: Path,
+    seed: int = 0,
+    fits_inside: bool = False,
+    in_bfloat16: bool = False,
 ) -> Loaded:
     """A resolved entry with its weights, frozen, on the CPU.
 
     Args:
         num_classes: classes of the image set.
         trained: where the train stage writes this model's checkpoint.
+        seed: the study's, for random weights.
         fits_inside, in_bfloat16: see `PixelClassifier`.
 
     Raises:
@@ -52,6 +61,9 @@ def load(
         built = weights.load_pretrained(model, create_arguments(model, num_classes))
     elif model.is_trained_here:
         built = weights.to_model(untrained(model, num_classes), weights.read_trained(trained))
+    elif model.is_random:
+        seed_everything(derive_seed(seed, "random", model.key))
+        built = untrained(model, num_classes)
     else:
         if (found := file_sha256(model.checkpoint_path)) != model.checkpoint_sha256:
             raise ModelError(

@@ -17,7 +17,7 @@ from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import fold_batch_norms
 from simhpc.zoo.patches import project_patches
 from simhpc.zoo.timm_import import timm
-from simhpc.zoo.tokens import drop_unused_tokens
+from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
 
 _TOLERANCE = 1e-5
 """Of the relative error in double precision. Folding leaves 1e-14, timm's merging in single precision 1e-7."""
@@ -53,8 +53,10 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
     done, left_out = [], []
     model, rewritten, problem = classifier.model, "", ""
     rewritings: list[_Rewriting] = []
+    if any(map(has_unused_tokens, model.modules())):
+        rewritings.append(_drop_tokens_and_so_on)
     if _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
-        rewritings += [_drop_tokens_project_and_fold, _project_and_fold]
+        rewritings.append(_project_and_fold)
     if _is_reparameterisable(model):
         rewritings.append(_merge_and_fold)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
@@ -118,11 +120,10 @@ def _merge_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
     return merged, "merged branches" + (f", {norms}" if norms else "")
 
 
-def _drop_tokens_project_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
-    # Nothing without unused tokens: the next rewriting does the rest.
-    if not drop_unused_tokens(model):
-        return model, ""
-    what = _project_and_fold(model, inputs)[1]
+def _drop_tokens_and_so_on(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
+    drop_unused_tokens(model)
+    is_transformer = _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER
+    what = (_project_and_fold if is_transformer else _fold)(model, inputs)[1]
     return model, "last block for the tokens in use" + (f", {what}" if what else "")
 
 

@@ -52,21 +52,26 @@ class PrefixBlock(nn.Module):
         return tokens.view(batch, n, heads, width // heads).transpose(1, 2)
 
 
-def drop_unused_tokens(model: Any) -> bool:
-    """Make the last block of a vision transformer that classifies by its class token a `PrefixBlock`, in place.
+def drop_unused_tokens(model: nn.Module) -> int:
+    """Make the last block of every vision transformer that classifies by its class token a `PrefixBlock`, in place.
 
     Returns:
-        whether the model is such a one.
+        how many there were: 1 if the model is such a transformer.
     """
+    found: list[Any] = [module for module in model.modules() if has_unused_tokens(module)]
+    for transformer in found:
+        transformer.blocks[-1] = PrefixBlock(transformer.blocks[-1], transformer.num_prefix_tokens)
+    return len(found)
+
+
+def has_unused_tokens(model: Any) -> bool:
+    """Whether this very module is a vision transformer of timm's whose last block can be a `PrefixBlock`."""
     transformer = timm.models.vision_transformer
     if not (isinstance(model, transformer.VisionTransformer) and model.global_pool == "token" and len(model.blocks)):
         return False
     last = model.blocks[-1]
     # Exact types: another block may do something else with its tokens.
-    if type(last) is not transformer.Block or type(last.attn) is not timm.layers.Attention or last.attn.gate:
-        return False
-    model.blocks[-1] = PrefixBlock(last, model.num_prefix_tokens)
-    return True
+    return type(last) is transformer.Block and type(last.attn) is timm.layers.Attention and last.attn.gate is None
 
 
 def _rows(layer: Any, start: int, stop: int) -> nn.Linear:
