@@ -52,17 +52,7 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
     """
     done, left_out = [], []
     model, rewritten, problem = classifier.model, "", ""
-    rewritings: list[_Rewriting] = []
-    if any(map(has_unused_tokens, model.modules())):
-        rewritings.append(_drop_tokens_and_so_on)
-    if _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
-        rewritings.append(_project_and_fold)
-    if _is_reparameterisable(model):
-        rewritings.append(_merge_and_fold)
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        rewritings.append(_fold)
-    # What does most comes first; one that is not exact gives way to the next.
-    for rewrite in rewritings:
+    for rewrite in _rewritings(model):
         model, rewritten, problem = _rewritten(classifier, pixels, rewrite)
         if rewritten:
             break
@@ -90,6 +80,34 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
 
 _Rewriting = Callable[[nn.Module, Tensor], tuple[nn.Module, str]]
 """A model in double precision, which may be changed, and an input of it, to the new model and what was done."""
+
+
+def as_attacked(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """What `make_fast` makes of a model, unless it is found not to be exact: to count what it costs.
+
+    Args:
+        model: float32, frozen; may be on the meta device, as nothing is compared. Not to be used afterwards.
+        inputs: float32 (B, 3, S, S), normalised, on the model's device.
+    """
+    for rewrite in _rewritings(model):
+        rewritten, what = rewrite(model.double(), inputs.double())
+        if what:
+            return rewritten.float()
+    return model.float()
+
+
+def _rewritings(model: nn.Module) -> list[_Rewriting]:
+    """Those worth a try. What does most comes first; one that is not exact gives way to the next."""
+    found: list[_Rewriting] = []
+    if any(map(has_unused_tokens, model.modules())):
+        found.append(_drop_tokens_and_so_on)
+    if _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+        found.append(_project_and_fold)
+    if _is_reparameterisable(model):
+        found.append(_merge_and_fold)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        found.append(_fold)
+    return found
 
 
 def _rewritten(classifier: PixelClassifier, pixels: Tensor, rewrite: _Rewriting) -> tuple[nn.Module, str, str]:

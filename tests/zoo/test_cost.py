@@ -67,9 +67,10 @@ def test_flops_of_attention():
 def test_flops_of_a_vision_transformer():
     width, depth, tokens, patch = 32, 2, 16 + 1, 4
     linear = 16 * 3 * patch * patch * width  # patches
-    linear += depth * tokens * (3 + 1 + 4 + 4) * width * width  # queries, keys, values; projection; MLP
+    linear += (depth - 1) * tokens * (3 + 1 + 4 + 4) * width * width  # queries, keys, values; projection; MLP
+    linear += (tokens * 2 + (1 + 1 + 4 + 4)) * width * width  # the last block: all keys and values, one of the others
     linear += width * 10  # the head sees the class token
-    attention = depth * tokens * tokens * width
+    attention = ((depth - 1) * tokens + 1) * tokens * width
     found = cost.count(resolved("vit", training=None), 10)
     assert found.forward_flops == 2 * (linear + 2 * attention)
     assert found.gradient_flops == 2 * (2 * linear + 7 * attention)
