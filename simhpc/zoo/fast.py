@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
-from simhpc.zoo.folding import fold_batch_norms
+from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
 from simhpc.zoo.patches import project_patches
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
@@ -106,7 +106,7 @@ def _rewritings(model: nn.Module) -> list[_Rewriting]:
     if _is_reparameterisable(model):
         found.append(_merge_and_fold)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        found.append(_fold)
+        found += [_fold, _affine]
     return found
 
 
@@ -153,6 +153,11 @@ def _project_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]
 def _fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
     n_folded, n_affine = fold_batch_norms(model, inputs)
     return model, f"folded {n_folded} of {n_folded + n_affine} batch norms" if n_folded + n_affine else ""
+
+
+def _affine(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
+    n_affine = affine_batch_norms(model)
+    return model, f"{n_affine} batch norm(s) as affine maps" if n_affine else ""
 
 
 def _n_convolutions(model: nn.Module) -> int:

@@ -57,7 +57,16 @@ def fold_batch_norms(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
     Returns:
         how many were folded, and how many became affine maps.
     """
-    pairs = _pairs(model, inputs)
+    return _replace_norms(model, _pairs(model, inputs))
+
+
+def affine_batch_norms(model: nn.Module) -> int:
+    """Make every batch norm an affine map, in place; how many there were. Right where folding is not."""
+    return _replace_norms(model, {})[1]
+
+
+def _replace_norms(model: nn.Module, pairs: dict[Any, Any]) -> tuple[int, int]:
+    """Fold each norm of `pairs` into its layer, make the others affine maps; how many of each there were."""
     norms = {name: module for name, module in model.named_modules() if _is_fixed_norm(module)}
     for name, norm in norms.items():
         scale, shift = _affine(norm)
