@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from simhpc.errors import ModelError
 from simhpc.study import Model
 from simhpc.zoo import build
 from simhpc.zoo.classifier import PixelClassifier
@@ -65,7 +66,7 @@ def count(model: Model, num_classes: int, *, canvas_px: int | None = None) -> Co
     """
     try:
         return _count(model, num_classes, canvas_px, "meta")
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, ModelError):
         # Values decide shapes somewhere, or an operation's gradient is not known on shapes alone.
         return _count(model, num_classes, canvas_px, "cpu")
 
