@@ -86,7 +86,7 @@ def test_a_function_that_brings_its_weights(tmp_path, write):
         torch.testing.assert_close(loaded.classifier(pixels), expected)
     counted = cost.count(model, 10)
     assert counted.parameters == sum(p.numel() for p in loaded.classifier.model.parameters())
-    assert counted.forward_flops > 0
+    assert (counted.forward_flops > 0, counted.counted_on) == (True, "cpu")
 
 
 def test_a_checkpoint_for_it_and_names_that_begin_as_a_wrappers_do(tmp_path, write):
