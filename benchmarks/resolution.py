@@ -212,10 +212,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    facts, started_s = machine.facts(1, torch.device("cpu")), time.monotonic()
+    facts, started_s = machine.facts(1, torch.device("cpu")), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(Path(scratch).resolve(), quick=given.quick)
-    found |= {"elapsed_s": time.monotonic() - started_s, "machine": facts}
+    found |= {"cpu_s": time.process_time() - started_s, "machine": facts}
     print(json.dumps(found, indent=1))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
