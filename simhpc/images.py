@@ -224,9 +224,10 @@ def _size_in(content_id: str) -> int:
 def _square(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """timm's evaluation geometry with the whole centre square kept: uint8 (3, side, side)."""
     if image.size != (side, side):
-        scale = side / min(image.size)
-        width, height = (max(side, round(length * scale)) for length in image.size)
-        left, top = (width - side) // 2, (height - side) // 2
+        # Rounded as torchvision's Resize and CenterCrop do: else most views would be shifted by a part of a pixel.
+        short = min(image.size)
+        width, height = (side * length // short for length in image.size)
+        left, top = round((width - side) / 2.0), round((height - side) / 2.0)
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 

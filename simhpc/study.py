@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from simhpc.errors import StudyError, nearest
 from simhpc.sections import Section, check_plain, explain, read_toml
@@ -113,36 +113,51 @@ class Model(Section):
 
     key: Key
     """Its name in this study: in files, tables and figures."""
-    timm: str
-    """timm's architecture name, without a pretrained tag."""
-    weights: str
-    """`train`, `pretrained:TAG`, `checkpoint:PATH`, or `random`."""
+    timm: str | None = None
+    """timm's architecture name, without a pretrained tag; or `module`."""
+    module: str | None = None
+    """`module:function` of a function that returns the network (`zoo.own`)."""
+    module_folder: str | None = None
+    """The folder that `module` is imported from: the study file's, or where else Python finds it."""
+    module_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the module's source file; checked when given, filled in by the frozen copy."""
+    weights: str = "own"
+    """`train`, `pretrained:TAG`, `checkpoint:PATH` or `random`; `own` (of a `module` alone): what its function returns."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of the weights of `own`; checked when given, filled in by the frozen copy."""
     checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the checkpoint file; checked when given, filled in by the frozen copy."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Constructor arguments passed to `timm.create_model`."""
+    """Arguments passed to `timm.create_model`, or to the function of `module`."""
     data: DataConfig = DataConfig()
     training: Training | None = None
     """The study's [training] with this model's overrides; only with `weights = "train"`."""
 
     @field_validator("timm")
     @classmethod
-    def _no_tag(cls, value: str) -> str:
-        name, dot, tag = value.partition(".")
+    def _no_tag(cls, value: str | None) -> str | None:
+        name, dot, tag = (value or "").partition(".")
         if dot and re.fullmatch(r"\w+", name):
             raise ValueError(f'write timm = "{name}" and weights = "pretrained:{tag}"')
+        return value
+
+    @field_validator("module")
+    @classmethod
+    def _is_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+            raise ValueError("must be 'package.module:function'")
         return value
 
     @field_validator("weights")
     @classmethod
     def _known_weights(cls, value: str) -> str:
-        if value not in ("train", "random") and not re.match("(pretrained|checkpoint):.", value):
+        if value not in ("train", "random", "own") and not re.match("(pretrained|checkpoint):.", value):
             raise ValueError("allowed: 'train', 'pretrained:TAG', 'checkpoint:PATH' or 'random'")
         return value
 
     @field_validator("args")
     @classmethod
-    def _args_are_the_models_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _args_are_the_models_own(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         reserved = {
             "features_only",
             "pretrained",
@@ -152,13 +167,29 @@ class Model(Section):
             "cache_dir",
             "model_name",
         }
-        if taken := sorted(reserved & value.keys()):
+        # A function of one's own may call its arguments what it likes.
+        if info.data.get("module") is None and (taken := sorted(reserved & value.keys())):
             raise ValueError(f"{', '.join(taken)} cannot be set here: the weights come from the key 'weights'")
         if "num_classes" in value and not (type(value["num_classes"]) is int and value["num_classes"] >= 2):
             raise ValueError(f"num_classes must be a whole number from 2 on, not {value['num_classes']!r}")
         if value.get("in_chans", 3) != 3:
             raise ValueError(f"in_chans must be 3, not {value['in_chans']!r}: attacks act on RGB pixels")
         return value
+
+    @model_validator(mode="after")
+    def _is_of_timm_or_ones_own(self) -> Self:
+        if (self.timm is None) == (self.module is None):
+            raise ValueError("either timm (an architecture of timm) or module ('package.module:function') is needed")
+        if self.module is None:
+            if self.weights == "own":
+                raise ValueError("weights is needed with timm: 'train', 'pretrained:TAG' or 'checkpoint:PATH'")
+            if self.module_folder or self.module_sha256:
+                raise ValueError("module_folder and module_sha256 go with module only")
+        elif self.is_pretrained:
+            raise ValueError("weights = 'pretrained:TAG' goes with timm only; leave weights out for the function's own")
+        if self.weights_sha256 and self.weights != "own":
+            raise ValueError("weights_sha256 goes with the weights of a module's function only")
+        return self
 
     @model_validator(mode="after")
     def _checkpoint_hash_has_a_checkpoint(self) -> Self:
@@ -168,8 +199,9 @@ class Model(Section):
 
     @property
     def timm_name(self) -> str:
-        """`name.tag` for pretrained weights, else the bare architecture name."""
-        return f"{self.timm}.{self.weights.removeprefix('pretrained:')}" if self.is_pretrained else self.timm
+        """`name.tag` for pretrained weights, else the bare architecture name; `module:function` of one's own."""
+        name = self.timm or self.module or ""
+        return f"{name}.{self.weights.removeprefix('pretrained:')}" if self.is_pretrained else name
 
     @property
     def is_trained_here(self) -> bool:
@@ -187,6 +219,14 @@ class Model(Section):
     def checkpoint_path(self) -> Path:
         """The local checkpoint; only meaningful with `weights = "checkpoint:PATH"`."""
         return Path(self.weights.removeprefix("checkpoint:"))
+
+    @property
+    def module_files(self) -> tuple[Path, ...]:
+        """Where the source of `module` lies if it lies in `module_folder`: one of these; empty without a module."""
+        if self.module is None or self.module_folder is None:
+            return ()
+        path = Path(self.module_folder, *self.module.partition(":")[0].split("."))
+        return path / "__init__.py", path.with_suffix(".py")
 
     def sha256(self) -> str:
         """Identity of everything that this entry lets enter a result."""
@@ -391,6 +431,7 @@ def _with_absolute_paths(study: Study, base: Path) -> Study:
         model.model_copy(
             update={
                 "weights": absolute(model.weights),
+                "module_folder": str(base / Path(model.module_folder or ".").expanduser()) if model.module else None,
                 "training": training(model.training) if model.training else None,
             }
         )

@@ -137,10 +137,11 @@ def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:
     """Whether the held, resolved entry is what resolving the given one again would give."""
     if given_sha256 != frozen.given.get(held.key):
         return False
-    if held.checkpoint_sha256 is None:
-        return True
-    path = held.checkpoint_path
-    return path.is_file() and file_sha256(path) == held.checkpoint_sha256
+    checkpoint = (held.checkpoint_path,) if held.checkpoint_sha256 else ()
+    needed = [(checkpoint, held.checkpoint_sha256), (held.module_files, held.module_sha256)]
+    return all(
+        any(path.is_file() and file_sha256(path) == sha256 for path in paths) for paths, sha256 in needed if paths
+    )
 
 
 def _open_source(study: Study) -> Source:

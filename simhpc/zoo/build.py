@@ -11,7 +11,7 @@ from simhpc.errors import ModelError
 from simhpc.seeds import derive_seed
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
-from simhpc.zoo import weights
+from simhpc.zoo import own, weights
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.resolve import create_arguments
 from simhpc.zoo.timm_import import timm
@@ -27,12 +27,14 @@ class Loaded:
 
 
 def untrained(model: Model, num_classes: int) -> nn.Module:
-    """The architecture with fresh weights from torch's current random state.
+    """The architecture with fresh weights from torch's current random state (with weights `own`, its function's).
 
     Args:
         model: a resolved entry.
         num_classes: classes of the image set.
     """
+    if model.module is not None:
+        return own.build(model, num_classes)
     built: nn.Module = timm.create_model(**create_arguments(model, num_classes))
     return built
 
@@ -64,6 +66,13 @@ def load(
     elif model.is_random:
         seed_everything(derive_seed(seed, "random", model.key))
         built = untrained(model, num_classes)
+    elif model.weights == "own":
+        built = own.build(model, num_classes)
+        if (found := weights.weights_sha256(built)) != model.weights_sha256:
+            raise ModelError(
+                f"model {model.key!r}: {model.module} returns other weights than when the run directory was made "
+                f"(SHA-256 {found}, then {model.weights_sha256})"
+            )
     else:
         if (found := file_sha256(model.checkpoint_path)) != model.checkpoint_sha256:
             raise ModelError(
@@ -71,8 +80,6 @@ def load(
                 f"(SHA-256 {found}, then {model.checkpoint_sha256})"
             )
         built = untrained(model, num_classes)
-        state = weights.read_checkpoint(model)
-        weights.check_fit(model, built, state)
-        built = weights.to_model(built, state)
+        built = weights.to_model(built, weights.read_checkpoint(model, built))
     classifier = PixelClassifier(built, model.data, fits_inside=fits_inside, in_bfloat16=in_bfloat16)
     return Loaded(classifier, weights.weights_sha256(built))

@@ -64,6 +64,9 @@ def count(model: Model, num_classes: int, *, canvas_px: int | None = None) -> Co
         num_classes: classes of the image set.
         canvas_px: side of the pixels that are attacked if the resize is inside the model; None: its own input size.
     """
+    if model.module is not None:
+        # Code that was not written for shapes alone: it may keep what it made, or warn of each weight that it loads.
+        return _count(model, num_classes, canvas_px, "cpu")
     try:
         return _count(model, num_classes, canvas_px, "meta")
     except (RuntimeError, TypeError, ValueError):

@@ -67,14 +67,19 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
     if _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
         try:
             _answer(_laid_out(fast, torch.channels_last), pixels.to(memory_format=torch.channels_last))
-        except RuntimeError as error:  # a view that this order of the elements does not have
+        except Exception as error:  # a view that this order of the elements does not have; code of one's own
             left_out.append(f"channels_last: {_first_line(error)}")
             _laid_out(fast, torch.contiguous_format)
         else:
             memory_format = torch.channels_last
             done.append("channels_last")
     if classifier.in_bfloat16:
-        _cast_once(model)
+        try:
+            fast.model = _cast_once(copy.deepcopy(model))
+            _answer(fast, pixels.to(memory_format=memory_format))
+        except Exception as error:  # weights in use where autocast does not act
+            fast.model = model
+            left_out.append(f"weights cast once: {_first_line(error)}")
     return Fast(fast, memory_format, tuple(done), tuple(left_out))
 
 
@@ -188,11 +193,12 @@ def _laid_out(classifier: PixelClassifier, memory_format: torch.memory_format) -
     return classifier.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def _cast_once(model: nn.Module) -> None:
+def _cast_once(model: nn.Module) -> nn.Module:
     """What autocast would do to these weights in every forward pass, as it remembers only weights being trained."""
     for module in model.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             module.to(torch.bfloat16)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import torch
 from simhpc.errors import ModelError, nearest
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import DataConfig, Model
-from simhpc.zoo import weights
+from simhpc.zoo import own, weights
 from simhpc.zoo.timm_import import timm
 
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -24,8 +24,18 @@ def resolve_model(model: Model, num_classes: int) -> Model:
 
     Raises:
         ModelError: unknown architecture or tag, wrong constructor arguments, an input size the model does
-            not take, fewer outputs than classes, a checkpoint that is missing or fits another architecture.
+            not take, fewer outputs than classes, a checkpoint that is missing or fits another architecture;
+            or see `own`.
     """
+    model, skeleton = _resolve_own(model, num_classes) if model.module else _resolve_timm(model, num_classes)
+    if model.weights.startswith("checkpoint:"):
+        model = model.model_copy(update={"checkpoint_sha256": _check_checkpoint(model, skeleton)})
+    return model
+
+
+def _resolve_timm(model: Model, num_classes: int) -> tuple[Model, torch.nn.Module]:
+    """The model with its data config complete, and its architecture without weights."""
+    assert model.timm is not None
     if not timm.is_model(model.timm):
         raise ModelError(
             f"model {model.key!r}: timm {timm.__version__} has no model {model.timm!r}"
@@ -33,19 +43,42 @@ def resolve_model(model: Model, num_classes: int) -> Model:
         )
     if model.is_pretrained:
         _check_tag(model)
-    config = _pretrained_cfg(model)
+    model = _with_data_config(model, _pretrained_cfg(model))
+    return model, _skeleton(model, num_classes)
+
+
+def _resolve_own(model: Model, num_classes: int) -> tuple[Model, torch.nn.Module]:
+    """The model with its data config complete and the hashes of its source and weights, and its network."""
+    found = own.locate(model)
+    model = model.model_copy(update={"module_folder": str(found.folder), "module_sha256": found.sha256})
+    # Not on the meta device: code that was not written for it may do anything there.
+    built = own.build(model, num_classes).eval()
+    model = _with_data_config(model, own.data_config(model, built))
+    _check_outputs(model, own.check(model, built), num_classes)
+    if model.weights == "own":
+        sha256 = weights.weights_sha256(built)
+        if weights.weights_sha256(own.build(model, num_classes)) != sha256:
+            raise ModelError(
+                f"model {model.key!r}: {model.module} returns other weights each time it is called, so tasks would not "
+                "see one model: let it load them from a file, or set weights"
+            )
+        if model.weights_sha256 not in (None, sha256):
+            raise ModelError(
+                f"model {model.key!r}: the weights of {model.module} have SHA-256 {sha256}, the study says "
+                f"{model.weights_sha256}"
+            )
+        model = model.model_copy(update={"weights_sha256": sha256})
+    return model, built
+
+
+def _with_data_config(model: Model, config: dict[str, Any]) -> Model:
     if config.get("crop_mode", "center") == "border":
         raise ModelError(f"model {model.key!r}: timm's crop_mode 'border' is not supported")
     try:
-        model = model.model_copy(update={"data": _complete(model.data, config)})
+        return model.model_copy(update={"data": _complete(model.data, config)})
     except ValueError as error:
-        raise ModelError(
-            f"model {model.key!r}: timm's data config of {model.timm_name!r} is not supported: {error}"
-        ) from error
-    skeleton = _skeleton(model, num_classes)
-    if model.weights.startswith("checkpoint:"):
-        model = model.model_copy(update={"checkpoint_sha256": _check_checkpoint(model, skeleton)})
-    return model
+        whose = "timm's data config" if model.timm else "the data config"
+        raise ModelError(f"model {model.key!r}: {whose} of {model.timm_name!r} is not supported: {error}") from error
 
 
 def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
@@ -71,6 +104,7 @@ def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
 
 
 def _check_tag(model: Model) -> None:
+    assert model.timm is not None
     tag = model.weights.removeprefix("pretrained:")
     tagged = timm.list_pretrained(f"{model.timm}.*")
     tags = [name.partition(".")[2] for name in tagged]
@@ -124,12 +158,23 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
         raise ModelError(
             f"model {model.key!r}: {model.timm!r} with args {model.args} does not give (1, classes) logits"
         )
-    if logits.shape[1] < max(2, num_classes):
+    _check_outputs(model, logits.shape[1], num_classes)
+    return skeleton
+
+
+def _check_outputs(model: Model, outputs: int, num_classes: int) -> None:
+    if outputs < max(2, num_classes):
         raise ModelError(
-            f"model {model.key!r} has {logits.shape[1]} outputs, but the labels of the image set go up to "
+            f"model {model.key!r} has {outputs} outputs, but the labels of the image set go up to "
             f"{num_classes - 1}: set images.labels so that they are the model's own class indices, or args.num_classes"
         )
-    return skeleton
+    # Its first thousand classes are not ImageNet-1k's; no label would be right.
+    if outputs in weights.HEADS_OF_21K and num_classes <= 1000:
+        raise ModelError(
+            f"model {model.key!r} has a head of {outputs} outputs (ImageNet-21k, -22k or -12k), and the image set "
+            f"{num_classes} classes: a 21k head answers other classes. Use weights that were fine-tuned on them, such "
+            "as timm's tags that end in ft_in1k"
+        )
 
 
 def _check_checkpoint(model: Model, skeleton: torch.nn.Module) -> str:
@@ -141,5 +186,5 @@ def _check_checkpoint(model: Model, skeleton: torch.nn.Module) -> str:
     found = file_sha256(path)
     if model.checkpoint_sha256 not in (None, found):
         raise ModelError(f"model {model.key!r}: {path} has SHA-256 {found}, the study says {model.checkpoint_sha256}")
-    weights.check_fit(model, skeleton, weights.read_checkpoint(model))
+    weights.read_checkpoint(model, skeleton)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from simhpc.errors import BadFileError, ModelError
 from simhpc.store import checkpoint
 from simhpc.study import Model
+from simhpc.zoo import key_names
 from simhpc.zoo.timm_import import timm
 
 
@@ -28,13 +31,22 @@ def weights_sha256(model: nn.Module) -> str:
     return checkpoint.weights_sha256(state_arrays(model))
 
 
-def read_checkpoint(model: Model) -> dict[str, Tensor]:
-    """The state dict in a local checkpoint; never runs code from it (`weights_only`).
+def read_checkpoint(model: Model, built: nn.Module) -> dict[str, Tensor]:
+    """The state dict in a local checkpoint, by the model's own names; never runs code from it (`weights_only`).
+
+    Args:
+        built: the architecture, perhaps on the meta device.
 
     Raises:
-        ModelError: not a checkpoint, or one that would need unpickling of arbitrary objects.
+        ModelError: not a checkpoint, one that would need unpickling of arbitrary objects, or one that does not fit.
     """
-    return _read(model.checkpoint_path, f"model {model.key!r}")
+    state = _read(model.checkpoint_path, f"model {model.key!r}")
+    for reading in key_names.readings(model, built, state):
+        if key_names.fits(built, reading):
+            state = reading
+            break
+    check_fit(model, built, state)
+    return state
 
 
 def read_trained(path: Path) -> dict[str, Tensor]:
@@ -44,7 +56,8 @@ def read_trained(path: Path) -> dict[str, Tensor]:
         MissingInputError, BadFileError: see `checkpoint.metadata_of`; or the weights do not match their hash.
     """
     metadata = checkpoint.metadata_of(path)
-    state = _read(path, "train stage")
+    # Not through timm, which takes `module.` from names that have it by right.
+    state = load_file(path)
     if (
         checkpoint.weights_sha256({name: tensor.numpy() for name, tensor in state.items()})
         != metadata["weights_sha256"]
@@ -67,6 +80,12 @@ def check_fit(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
     if not (missing or unexpected or reshaped):
         _check_numbers(model, built, state)
         return
+    if head := _head_of_21k(wanted, given):
+        raise ModelError(
+            f"model {model.key!r}: {model.checkpoint_path} has a head of {head} outputs (ImageNet-21k, -22k or -12k), "
+            f"which this model with args {model.args} has not. A 21k head answers other classes than the image set's: "
+            "fine-tune it on them, and use that checkpoint"
+        )
     details = []
     if missing:
         details.append(f"{len(missing)} are missing (e.g. {missing[0]})")
@@ -75,11 +94,22 @@ def check_fit(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
     if reshaped:
         name = reshaped[0]
         details.append(f"{len(reshaped)} have another shape (e.g. {name}: {given[name]}, not {wanted[name]})")
+    timms = "timm's " if model.timm else ""
     raise ModelError(
-        f"model {model.key!r}: {model.checkpoint_path} does not fit timm's {model.timm!r} with args {model.args}. "
+        f"model {model.key!r}: {model.checkpoint_path} does not fit {timms}{model.timm_name!r} with args {model.args}. "
         f"Of the model's {len(wanted)} tensors and the file's {len(given)}, {'; '.join(details)}. "
         "Is it another architecture, or is args.num_classes (or another argument) missing?"
     )
+
+
+HEADS_OF_21K = (21_841, 21_842, 21_843, 19_168, 11_821, 11_221, 10_450)
+"""Outputs of models that were trained on ImageNet-21k and its selections, in timm."""
+
+
+def _head_of_21k(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> int | None:
+    known = {shape[0] for shape in wanted.values() if shape}
+    heads = [shape[0] for shape in given.values() if shape and shape[0] in HEADS_OF_21K and shape[0] not in known]
+    return heads[0] if heads else None
 
 
 def _check_numbers(model: Model, built: nn.Module, state: dict[str, Tensor]) -> None:
@@ -146,19 +176,33 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        if "weights_only" in reason:
-            reason = (
-                "it holds Python objects besides tensors, and those are never unpickled here; "
-                "save the model's state_dict alone, best as safetensors"
-            )
-        raise ModelError(f"{what}: {path} cannot be read as a checkpoint: {reason}") from error
+        raise ModelError(f"{what}: {path} cannot be read as a checkpoint: {_why_unreadable(error, path)}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{what}: {path} holds no state dict (names to tensors)")
+        keys = f"; its keys: {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) and state else ""
+        raise ModelError(
+            f"{what}: {path} holds no state dict (names to tensors), neither itself nor under state_dict_ema, "
+            f"model_ema, state_dict or model{keys}"
+        )
     return {str(name): tensor for name, tensor in state.items()}
+
+
+def _why_unreadable(error: Exception, path: Path) -> str:
+    said = f"{error} {error.__cause__ or ''}"
+    if "TorchScript" in said:
+        return "it is a TorchScript archive, code with its weights; save the model's state_dict alone"
+    if "weights_only" not in said:
+        return str(error) or type(error).__name__
+    # torch names the first one; timm all, but not in files of before torch 1.6.
+    found = re.findall(r"Unsupported globals: (.+?)\. No automatic", said) or re.findall(r"GLOBAL (\S+)", said)
+    return (
+        f"it holds Python objects besides tensors ({found[0] if found else 'unknown'}), and those are never unpickled "
+        'here. If you trust it, save its tensors alone: python -c "import torch; '
+        f"c = torch.load('{path}', weights_only=False); torch.save(c['state_dict'], 'weights.pth')\" "
+        "(or whatever it calls them; c.state_dict() if it is a whole model)"
+    )
 
 
 def to_model(built: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Copy a state dict that fits into the model, strictly."""
     built.load_state_dict(state, strict=True)
-    return built.to(torch.float32)
+    return built

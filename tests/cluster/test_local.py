@@ -134,3 +134,28 @@ def test_gpus_are_those_that_may_be_used(make_study, monkeypatch, tmp_path, devi
     assert local._gpus(run) == expected
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(6)))
     assert local.default_workers(run) == (len(expected) or 6)
+
+
+def test_a_network_of_ones_own_is_imported_in_its_job(copied, tmp_path, monkeypatch):
+    """From the study file's folder, whatever the folder that jobs are started in."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "our_own_network.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, num_classes))\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    raw = tiny()
+    data = {**raw["models"][0]["data"], "interpolation": "bicubic"}
+    raw["models"].append({"key": "ours", "module": "our_own_network:build", "weights": "train", "data": data})
+    run = prepare(load_study(write_study(tmp_path / "jobs" / "study.toml", raw)), copied.dir.root)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if path != str(tmp_path / "jobs")]))
+    events = list(run_stages(run, ("train", "attack"), workers=1))
+    ended = [event for event in events if isinstance(event, Finished)]
+    assert [(event.task, event.error) for event in ended] == [
+        (Task("train", "ours"), None),
+        (Task("attack", "ours"), None),
+    ]
+    assert ended[0].summary["accuracy"] > 0.4

@@ -102,21 +102,21 @@ def test_a_checkpoint_that_changed_since_is_refused(tmp_path, network):
         build.load(resolved, num_classes=10, trained=path, fits_inside=False)
 
 
-def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path, network):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "run"),)
 
     torch.save({"state_dict": Evil()}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
-        weights.read_checkpoint(local_model(tmp_path / "w.pth"))
+        weights.read_checkpoint(local_model(tmp_path / "w.pth"), network)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_without_weights(tmp_path):
+def test_a_checkpoint_without_weights(tmp_path, network):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="holds no state dict"):
-        weights.read_checkpoint(local_model(tmp_path / "w.pth"))
+        weights.read_checkpoint(local_model(tmp_path / "w.pth"), network)
 
 
 def test_trained_weights_that_do_not_match_their_hash(tmp_path, network):
