@@ -108,6 +108,18 @@ def test_all_of_the_authors_models():
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_one_architecture_of_each_kind_in_timm(module):
+    """Read on shapes alone, without an error, into words of the vocabulary."""
+    row = read(find(timm.list_models(module=module)[0])).row()
+    assert row["Base architecture"] in ("CNN", "Transformer", "MLP-Mixer", "Hybrid", "RNN", "NAS (CNN)")
+    assert re.fullmatch(r"-|\d+s\d+(/\d+(s\d+)?)*( \+ \d+s\d+(/\d+(s\d+)?)*)*", row["Stem layer"])
+    assert re.fullmatch(r"GAP|GMP|GAP \+ GMP|CLS token|Attention|-", row["Pooling (final)"])
+    assert (row["CW attention"] == "No") == (row["Location of CW attention"] == "~")
+    assert all(row.values())
+
+
 def test_the_authors_table():
     assert len(labelled()) == 69
     allowed = {

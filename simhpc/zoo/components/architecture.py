@@ -57,8 +57,12 @@ def base_architecture(
         for operation in found.operations
     )
     starts = {call.begin for call in stem.convolutions}
+    # What follows the last block is a head or a neck.
+    end = max((block.end for block in blocks), default=found.calls[0].end)
     convolutions = [
-        call for call in found.convolutions() if call.begin not in starts and max(call.module.kernel_size) > 1
+        call
+        for call in found.convolutions()
+        if call.begin not in starts and call.begin < end and max(call.module.kernel_size) > 1
     ]
     has_convolutions = any(not _is_between_stages(found, call) for call in convolutions)
     if has_attention:

@@ -73,7 +73,7 @@ def read_components(model: nn.Module, size_px: tuple[int, int]) -> Components:
     """Read the components of a model from one forward pass.
 
     Args:
-        model: (1, 3, H, W) float32 to logits. On the meta device nothing is computed.
+        model: (1, 3, H, W) float32 to logits; left in eval mode. On the meta device nothing is computed.
         size_px: (H, W) of its input.
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

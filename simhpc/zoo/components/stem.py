@@ -83,7 +83,8 @@ def _chain(found: Trace, part: Call) -> tuple[Call, ...]:
     for call in (part, *found.inside(part)):
         if chain and _has_pooled(found, chain[0].begin, call.begin):
             break
-        if not isinstance(call.module, nn.Conv2d):
+        # On a single position works a gate, not a stem.
+        if not isinstance(call.module, nn.Conv2d) or call.inputs[0][2:] == (1, 1):
             continue
         if chain and _is_parallel(call, chain[-1]):
             chain[-1] = max(chain[-1], call, key=lambda each: each.module.kernel_size)
