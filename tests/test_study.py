@@ -81,7 +81,7 @@ def test_every_error_names_the_key_and_what_is_allowed(change, expected):
         ({"key": "x\ny"}, "models.1.key: letters, digits"),
         ({"key": "../up"}, "models.1.key"),
         ({"timm": "resnet18.a1_in1k"}, 'write timm = "resnet18" and weights = "pretrained:a1_in1k"'),
-        ({"weights": "imagenet"}, "'train', 'pretrained:TAG' or 'checkpoint:PATH'"),
+        ({"weights": "imagenet"}, "'train', 'pretrained:TAG', 'checkpoint:PATH' or 'random'"),
         ({"weights": "pretrained:"}, "'pretrained:TAG'"),
         ({"args": {"in_chans": 1}}, "in_chans must be 3"),
         ({"args": {"pretrained": True}}, "cannot be set here"),
