@@ -122,7 +122,7 @@ class Model(Section):
     module_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the module's source file; checked when given, filled in by the frozen copy."""
     weights: str = "own"
-    """`train`, `pretrained:TAG`, `checkpoint:PATH` or `random`; `own` (of a `module` alone): what its function returns."""
+    """`train`, `pretrained:TAG`, `checkpoint:PATH`, `random`; `own` (of a `module`): what its function returns."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Of the weights of `own`; checked when given, filled in by the frozen copy."""
     checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None

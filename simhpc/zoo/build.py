@@ -13,6 +13,7 @@ from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
 from simhpc.zoo import own, weights
 from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.readout import wake
 from simhpc.zoo.resolve import create_arguments
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.training import seed_everything
@@ -66,6 +67,7 @@ def load(
     elif model.is_random:
         seed_everything(derive_seed(seed, "random", model.key))
         built = untrained(model, num_classes)
+        wake(built)
     elif model.weights == "own":
         built = own.build(model, num_classes)
         if (found := weights.weights_sha256(built)) != model.weights_sha256:

@@ -2,8 +2,9 @@
 
 A network with random weights gives every image the same class, and what no model classifies correctly enters no
 measure. So its logits are read out by a linear layer that is fitted to the images it is shown (a linear classifier on
-random features: Rahimi & Recht, "Random features for large-scale kernel machines", 2007). That serves to try a study
-out, from the first attack to the matrix; the numbers mean nothing.
+random features: Rahimi & Recht, "Random features for large-scale kernel machines", 2007), after its batch norms have
+been given the statistics of these images: without, signals die out or grow without bound in deep networks. That serves
+to try a study out, from the first attack to the matrix; the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ class ReadOut(nn.Module):
 
 
 @torch.no_grad()
+def wake(network: nn.Module) -> None:
+    """Give linear layers that begin as nothing but zeros, as some of timm's classifiers do, random weights."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            module.weight.normal_(std=0.02)
+
+
+@torch.no_grad()
 def fit_readout(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, num_classes: int) -> PixelClassifier:
     """The same network with a `ReadOut` by ridge regression of the one-hot labels, in double precision.
 
@@ -52,6 +61,7 @@ def fit_readout(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, num
         labels: int64 (N,) in 0..K-1.
         num_classes: K.
     """
+    _set_statistics(classifier, pixels)
     found = torch.cat([classifier(part) for part in torch.split(pixels, 8)]).double()
     centre = found.mean(0)
     # Every feature alike, however small its differences are; without any, it says nothing.
@@ -68,3 +78,16 @@ def fit_readout(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, num
     return PixelClassifier(
         network, classifier.data, fits_inside=classifier.fits_inside, in_bfloat16=classifier.in_bfloat16
     )
+
+
+def _set_statistics(classifier: PixelClassifier, pixels: Tensor) -> None:
+    norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    # Two also where there is one: in training mode a batch norm takes no single value.
+    classifier(pixels[torch.arange(max(2, min(8, len(pixels)))) % len(pixels)])
+    for norm in norms:
+        norm.eval()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import execute_all, write_study
+from torch import nn
 
 from simhpc.stages.prepare import prepare
 from simhpc.store import adversarial
@@ -59,6 +60,24 @@ def test_a_feature_without_differences_says_nothing():
     fitted = fit_readout(PixelClassifier(Constant(), CONFIG), torch.rand(4, 3, 1, 1), torch.tensor([0, 0, 1, 1]), 2)
     assert (fitted.model.weight[:, 2] == 0).all()
     assert fitted.model.weight.isfinite().all()
+
+
+def test_batch_norms_get_the_statistics_of_the_images_so_that_signals_neither_die_nor_explode():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(40) for layer in (nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.GELU())]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    pixels, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    assert network.eval()(pixels).std(0).max() < 1e-6
+    fitted = fit_readout(PixelClassifier(network, CONFIG), pixels, labels, 3)
+    assert fitted.model.network(pixels).std(0).max() > 1e-3
+    assert not any(module.training for module in fitted.modules())
+    assert fit_readout(PixelClassifier(network, CONFIG), pixels[:1], labels[:1], 3)(pixels[:1]).argmax() == labels[0]
+
+
+def test_a_classifier_that_begins_with_zeros_is_woken(tmp_path):
+    entry = resolve_model(Model(key="a", timm="gmlp_ti16_224", weights="random"), 10)
+    assert not timm.create_model("gmlp_ti16_224").head.weight.any()
+    assert build.load(entry, num_classes=10, trained=tmp_path / "none").classifier.model.head.weight.any()
 
 
 def test_random_weights_come_from_the_seed_and_the_key(tmp_path):
