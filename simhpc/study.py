@@ -221,9 +221,14 @@ class Model(Section):
         return Path(self.weights.removeprefix("checkpoint:"))
 
     @property
+    def module_is_installed(self) -> bool:
+        """Whether `module` is among a Python's packages: another Python (of an image) needs it among its own."""
+        return Path(self.module_folder or "").name in ("site-packages", "dist-packages")
+
+    @property
     def module_files(self) -> tuple[Path, ...]:
-        """Where the source of `module` lies if it lies in `module_folder`: one of these; empty without a module."""
-        if self.module is None or self.module_folder is None:
+        """Where the source of `module` lies if it lies in `module_folder`: one of these; empty if it is installed."""
+        if self.module is None or self.module_folder is None or self.module_is_installed:
             return ()
         path = Path(self.module_folder, *self.module.partition(":")[0].split("."))
         return path / "__init__.py", path.with_suffix(".py")

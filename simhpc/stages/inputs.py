@@ -18,11 +18,10 @@ def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
             found += [source, run.study.images.labels]
     elif stage in ("attack", "evaluate"):
         found += [entry.weights for entry in entries]
-    # What is installed has to be installed in the image, too: ours may not vanish under what another Python has.
-    installed = ("site-packages", "dist-packages")
     if stage != "aggregate":
-        folders = {entry.module_folder for entry in entries if entry.module_folder}
-        found += [f"folder:{folder}" for folder in folders if Path(folder).name not in installed]
+        found += [
+            f"folder:{entry.module_folder}" for entry in entries if entry.module and not entry.module_is_installed
+        ]
     split = (text.partition(":") for text in found)
     return sorted({Path(path) for kind, _, path in split if kind in ("folder", "map", "checkpoint")})
 

@@ -76,6 +76,5 @@ def _renamed_by_timm(architecture: str, built: nn.Module, state: State) -> State
     if rename is not None:
         # Written for originals of its own kind, it may fail in any way on others.
         with suppress(Exception):
-            found: State = rename(dict(state), built)
-            return found
+            return dict(rename(dict(state), built))
     return None

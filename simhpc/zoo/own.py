@@ -117,6 +117,8 @@ def check(model: Model, built: nn.Module) -> int:
     def refuse(what: str) -> ModelError:
         return ModelError(f"model {model.key!r}: the network of {model.module} {what}")
 
+    # Fresh weights may overflow in eval mode, where no batch norm has seen an image; they will be replaced.
+    is_ready = model.weights == "own"
     for name, tensor in built.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise refuse(f"has a state dict that holds {_kind(tensor)} ({name}); only tensors can be stored")
@@ -124,7 +126,7 @@ def check(model: Model, built: nn.Module) -> int:
             raise refuse(
                 f"computes in {tensor.dtype} ({name}), not float32: the study's precision decides; .float() it"
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if is_ready and tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise refuse(f"has weights that are NaN or infinite ({name})")
     side = model.data.input_size_px
     assert side is not None
@@ -139,9 +141,9 @@ def check(model: Model, built: nn.Module) -> int:
         raise refuse(f"gives {_kind(logits)}{shape} for 2 images, not logits of shape (2, classes)")
     if logits.dtype != torch.float32:
         raise refuse(f"gives {logits.dtype} logits for float32 images, not float32 ones")
-    if not torch.isfinite(logits).all():
+    if is_ready and not torch.isfinite(logits).all():
         raise refuse("gives logits that are NaN or infinite")
-    if not torch.equal(logits, again):
+    if not torch.equal(logits.nan_to_num(), again.nan_to_num()):
         raise refuse("answers the same images differently each time: does it ignore eval()?")
     if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
         raise refuse("lets no gradient through to its images (detach? no_grad?), so it cannot be attacked")
@@ -158,8 +160,9 @@ def _imported(model: Model, name: str) -> ModuleType:
     """The module, from the entry's folder first, then from where Python looks anyway."""
     assert model.module_folder is not None
     folder = Path(model.module_folder)
-    # For good: a function may import more as it runs. As for a script in that folder, it comes first.
-    if folder.is_dir() and str(folder) not in sys.path:
+    # For good: a function may import more as it runs. As for a script in that folder, it comes first; but never the
+    # packages of another Python.
+    if folder.is_dir() and str(folder) not in sys.path and not model.module_is_installed:
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
     try:

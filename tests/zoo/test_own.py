@@ -265,6 +265,38 @@ def test_what_cannot_be_rewritten_stays_as_it_is(tmp_path, write):
         torch.testing.assert_close(fast.classifier(pixels), plain(pixels), atol=0.05, rtol=0.05)
 
 
+def test_fresh_weights_that_overflow_may_still_be_trained(tmp_path, write):
+    """As deep networks do in eval mode before their batch norms have seen anything."""
+    name = write(
+        """
+        import torch
+        def build(num_classes=10):
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, num_classes))
+            torch.nn.init.constant_(net[1].weight, 1e38)
+            return net
+        """
+    )
+    assert resolve_model(entry(tmp_path, f"{name}:build", weights="train", training={}), 10).module_sha256
+    assert "gives logits that are NaN or infinite" in refusal(tmp_path, f"{name}:build")
+
+
+def test_an_installed_package_is_found_where_it_is_and_no_folder_of_another_python_is_added(tmp_path, monkeypatch):
+    packages = tmp_path / "venv" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "own_test_installed.py").write_text(textwrap.dedent(SOURCE))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    model = resolve_model(entry(tmp_path, "own_test_installed:ready"), 10)
+    assert model.module_folder == str(packages)
+    assert model.module_files == ()
+    other = tmp_path / "other" / "site-packages"
+    other.mkdir(parents=True)
+    (other / "own_test_installed.py").write_text("raise RuntimeError('not this one')")
+    elsewhere = model.model_copy(update={"module_folder": str(other)})
+    assert load(elsewhere, tmp_path).weights_sha256 == model.weights_sha256
+    assert str(other) not in sys.path
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
