@@ -115,7 +115,7 @@ def _is_of_leading_tokens(operation: Operation) -> bool:
     if len(operation.args[0]) != 3 or operation.args[0][1] <= 2:
         return False
     index = operation.args[1] if operation.args[1:] != (1, 0) else (slice(None), 0)
-    if not isinstance(index, tuple) or len(index) < 2:
+    if not isinstance(index, tuple) or len(index) < 2 or index[0] != slice(None):
         return False
     chosen = index[1]
     return chosen in (0, 1) if isinstance(chosen, int) else chosen in (slice(None, 1), slice(None, 2))
