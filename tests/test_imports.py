@@ -22,7 +22,7 @@ ALLOWED = {
     "report": {"analysis", "store"},
     "stages": {"analysis", "attacks", "images", "report", "rundir", "store", "study", "zoo"},
     "cluster": {"rundir", "sections", "stages", "store", "study", "zoo"},
-    "cli": {"cluster", "rundir", "stages", "store", "study"},
+    "cli": {"cluster", "rundir", "stages", "store", "study", "zoo"},
     "errors": set(),
     "seeds": set(),
 }
