@@ -132,6 +132,8 @@ class Model(Section):
     data: DataConfig = DataConfig()
     training: Training | None = None
     """The study's [training] with this model's overrides; only with `weights = "train"`."""
+    expected_top1_percent: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Clean accuracy below which it is not attacked, less a margin; 0: never mind. No part of the question asked."""
 
     @field_validator("timm")
     @classmethod
@@ -235,7 +237,10 @@ class Model(Section):
 
     def sha256(self) -> str:
         """Identity of everything that this entry lets enter a result."""
-        return _sha256_of(self.model_dump(mode="json"))
+        return _sha256_of(self.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT))
+
+
+_NO_PART_OF_A_RESULT = {"expected_top1_percent"}
 
 
 class Attack(Section):
@@ -368,7 +373,10 @@ def dump_study(study: Study) -> str:
 
 
 def differences(held: Study, given: Study) -> list[str]:
-    """What `given` contradicts in `held`, one line each. Added models and changed resources contradict nothing."""
+    """What `given` contradicts in `held`, one line each.
+
+    Added models, changed resources and other expectations of accuracy contradict nothing.
+    """
     skip = {"models", "resources"}
     lines = _compare("", held.model_dump(mode="json", exclude=skip), given.model_dump(mode="json", exclude=skip))
     given_models = {model.key: model for model in given.models}
@@ -376,7 +384,10 @@ def differences(held: Study, given: Study) -> list[str]:
         if model.key not in given_models:
             lines.append(f"models.{model.key}: in the run directory, absent from the study")
         else:
-            ours, theirs = model.model_dump(mode="json"), given_models[model.key].model_dump(mode="json")
+            ours, theirs = (
+                entry.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT)
+                for entry in (model, given_models[model.key])
+            )
             lines += _compare(f"models.{model.key}.", ours, theirs)
     return lines
 

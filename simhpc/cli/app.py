@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from simhpc import __version__
-from simhpc.cli import aggregate, cancel, components, doctor, logs, plan, retry, run, status, submit, validate
+from simhpc.cli import aggregate, cancel, components, doctor, logs, models, plan, retry, run, status, submit, validate
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("validate")(validate.validate)
 app.command("components")(components.components)
 app.command("plan")(plan.plan)
+app.add_typer(models.app, name="models")
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)

@@ -10,6 +10,7 @@ import typer
 
 from simhpc.cli.console import output
 from simhpc.study import load_study
+from simhpc.zoo.registry import substitution
 
 
 def validate(
@@ -37,3 +38,6 @@ def validate(
         markup=False,
         soft_wrap=True,
     )
+    for model in resolved.models:
+        if note := substitution(model):
+            output.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -121,7 +121,7 @@ def needs_of(run: Run, stage: str, models: Sequence[str]) -> Needs:
         if missing := inputs.unstaged(run, stage, models):
             raise ContainerError(
                 f"{unstaged_words(missing)}. Tasks in a container use no network. This fetches them, on a machine that "
-                f"has one and sees the same cache: {weights.staging_command(missing)}"
+                "has one and sees the same cache: simhpc models fetch STUDY"
             )
         for variable, folder in weights.caches().items():
             if folder.is_dir():

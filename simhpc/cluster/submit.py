@@ -62,12 +62,9 @@ def downloads(run: Run, plans: Sequence[StagePlan]) -> str:
     by_key = {model.key: model for batch in batches for model in inputs.unstaged(run, batch.stage, batch.models)}
     if not by_key:
         return ""
-    from simhpc.zoo import weights
-
-    missing = list(by_key.values())
     return (
-        f"{container.unstaged_words(missing)}. Each task will try to download its own, which fails on nodes without "
-        f"network; this fetches them first: {weights.staging_command(missing)}"
+        f"{container.unstaged_words(list(by_key.values()))}. Each task will try to download its own, which fails on "
+        "nodes without network; this fetches them first: simhpc models fetch STUDY"
     )
 
 

@@ -44,6 +44,9 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     Returns:
         `accuracy` on the clean images and `self_fooling` of the stored adversarial ones (fractions; the
         latter NaN if there are none), `images` attacked.
+
+    Raises:
+        ModelError: it is far less accurate than the study expects; see `check_accuracy`.
     """
     import torch
 
@@ -82,12 +85,14 @@ def _attack(
     from simhpc.attacks.attack import attack_images
     from simhpc.attacks.batches import predict
     from simhpc.seeds import derive_seed
+    from simhpc.stages.clean_accuracy import check_accuracy
     from simhpc.stages.method import settings_of
     from simhpc.stages.runtime import provenance, to_float16
     from simhpc.store.adversarial import AdversarialSet
 
     model, settings, target = run.study.model(task.model), run.study.attack, victim.target
     clean_pred, clean_margin = predict(target, clean, labels, size)
+    check_accuracy(model, clean_pred.numpy().astype(np.int32), labels.numpy().astype(np.int32))
     index = torch.nonzero(clean_pred == labels).squeeze(1)
     origin = provenance(run, model, victim, size)
     parts = attack_parts.AttackParts(run.dir.attack_parts(model.key), _identity(origin, index.numpy()))

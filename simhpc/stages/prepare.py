@@ -21,6 +21,7 @@ from simhpc.store import image_set
 from simhpc.store.atomic import write_text
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model, Study, differences, dump_study
+from simhpc.zoo.registry import expected_top1_percent
 
 if TYPE_CHECKING:
     from simhpc.images import Source
@@ -129,7 +130,11 @@ def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare
             resolved[model.key] = resolve_model(model, len(classes))
         _check_training(study, new, classes, spare_images=spare_images)
     images = study.images.model_copy(update={"size_px": study.images.size_px or 8})
-    models = tuple(resolved[model.key] for model in study.models)
+    # Of known models too: the expectation may change between runs.
+    models = tuple(
+        resolved[model.key].model_copy(update={"expected_top1_percent": expected_top1_percent(model, classes)})
+        for model in study.models
+    )
     return study.model_copy(update={"images": images, "attack": attack, "models": models})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -123,21 +123,32 @@ def _check_numbers(model: Model, built: nn.Module, state: dict[str, Tensor]) -> 
             raise ModelError(f"model {model.key!r}: {model.checkpoint_path}: {name} holds NaN or infinity")
 
 
-def load_pretrained(model: Model, arguments: dict[str, Any]) -> nn.Module:
+def load_pretrained(model: Model, arguments: dict[str, Any], file: Path | None = None) -> nn.Module:
     """timm's pretrained weights, from its cache or the hub.
+
+    Args:
+        file: where they are on this machine (`staged_file`); then no other place is looked at.
 
     Raises:
         ModelError: they cannot be had; the message says where they are looked for.
     """
     arguments = {**arguments, "model_name": model.timm_name, "pretrained": True}
     arguments.pop("pretrained_cfg", None)
+    if file is not None:
+        # What comes from the hub is a state dict, also where timm's `custom_load` is for the file of the first authors.
+        from_hub = _source(model)[0] == "hf-hub"
+        arguments["pretrained_cfg_overlay"] = {"file": str(file), **({"custom_load": False} if from_hub else {})}
     try:
         loaded: nn.Module = timm.create_model(**arguments)
     except Exception as error:
+        where = (
+            f"They are in {file}"
+            if file is not None
+            else "They are looked for in the Hugging Face cache ($HF_HOME) and then, unless HF_HUB_OFFLINE=1, on the "
+            "hub; on a machine with network, this fetches them: simhpc models fetch STUDY"
+        )
         raise ModelError(
-            f"model {model.key!r}: the weights of {model.timm_name!r} cannot be loaded: {error}. They are looked for "
-            "in the Hugging Face cache ($HF_HOME) and then, unless HF_HUB_OFFLINE=1, on the hub; on a machine with "
-            f"network, this fetches them: {staging_command([model])}"
+            f"model {model.key!r}: the weights of {model.timm_name!r} cannot be loaded: {error}. {where}"
         ) from error
     return loaded
 
@@ -147,29 +158,52 @@ def caches() -> dict[str, Path]:
     return {"HF_HUB_CACHE": Path(constants.HF_HUB_CACHE), "TORCH_HOME": Path(torch.hub.get_dir()).parent}
 
 
-def is_staged(model: Model) -> bool:
-    """Whether the weights of a pretrained model are on this machine, so that no network is needed."""
-    config = timm.models.get_pretrained_cfg(model.timm_name)
-    if config is None:
-        return False
-    # The very choice that timm will make.
-    kind, where = timm.models._builder._resolve_pretrained_source(config.to_dict())
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of the hub that hold a model's weights; timm takes the first that there is."""
+
+    repository: str
+    revision: str | None
+    names: tuple[str, ...]
+
+
+def source(model: Model) -> HubFiles | str | Path | None:
+    """Where timm takes a pretrained model's weights from: the hub, a URL, a local file, or nowhere."""
+    kind, where = _source(model)
     if kind == "hf-hub":
         repository, filename = where if isinstance(where, tuple) else (where, timm.models._hub.HF_WEIGHTS_NAME)
         name, revision = timm.models._hub.hf_split(repository)
-        names = [*timm.models._hub._get_safe_alternatives(filename), filename]
-        return any(isinstance(try_to_load_from_cache(name, each, revision=revision), str) for each in names)
+        return HubFiles(name, revision, (*timm.models._hub._get_safe_alternatives(filename), filename))
     if kind == "url":
-        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(where).path).name).is_file()
-    return kind == "file" and Path(where).is_file()
+        return str(where)
+    return Path(where) if kind == "file" else None
 
 
-def staging_command(models: Sequence[Model]) -> str:
-    """What to type on a machine with network, so that `is_staged` holds for these models."""
-    names = ", ".join(f"'{model.timm_name}'" for model in models)
-    # Not `import timm`: see `timm_import`.
-    timm_too = "from simhpc.zoo.timm_import import timm"
-    return f'python -c "{timm_too}; [timm.create_model(name, pretrained=True) for name in [{names}]]"'
+def staged_file(model: Model) -> Path | None:
+    """The file on this machine that a pretrained model's weights will be read from; None if it is not there."""
+    match source(model):
+        case HubFiles(repository, revision, names):
+            found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
+            return next((Path(path) for path in found if isinstance(path, str)), None)
+        case str(url):
+            path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+        case Path() as path:
+            pass
+        case None:
+            return None
+    return path if path.is_file() else None
+
+
+def is_staged(model: Model) -> bool:
+    """Whether the weights of a pretrained model are on this machine, so that no network is needed."""
+    return staged_file(model) is not None
+
+
+def _source(model: Model) -> tuple[str, Any]:
+    config = timm.models.get_pretrained_cfg(model.timm_name)
+    # The very choice that timm will make.
+    kind, where = timm.models._builder._resolve_pretrained_source(config.to_dict()) if config is not None else ("", "")
+    return kind, where
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:

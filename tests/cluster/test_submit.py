@@ -593,9 +593,10 @@ def test_weights_that_are_not_here(slurm, tmp_path, monkeypatch, contained):
     monkeypatch.setattr(weights, "is_staged", lambda _: False)
     with pytest.raises(ContainerError, match="the weights of 1 model") as refused:
         submit.look_at_containers(run, plan_of(run, contained, ["attack"]))
-    assert weights.staging_command([run.study.model("pre")]) in str(refused.value)
+    assert "simhpc models fetch STUDY" in str(refused.value)
     outside = submit.downloads(run, plan_of(run, PROFILE, ["attack"]))
     assert "Each task will try to download its own" in outside
+    assert "simhpc models fetch STUDY" in outside
     monkeypatch.setattr(weights, "is_staged", lambda _: True)
     assert submit.downloads(run, plan_of(run, PROFILE, ["attack"])) == ""
     needs = container.needs_of(run, "evaluate", ["pre"])

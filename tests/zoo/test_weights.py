@@ -68,13 +68,7 @@ def test_pretrained_weights_come_from_the_hub_cache_offline(tmp_path):
     assert "the weights of 'test_resnet.r160_in1k' cannot be loaded" in failed.stderr
     assert "$HF_HOME" in failed.stderr
     assert failed.stdout.startswith("False")
-    # The command that is told is one that works here, but for the network.
-    command = weights.staging_command([Model(key="m", timm="test_resnet", weights="pretrained:r160_in1k")])
-    program = command.removeprefix('python -c "').removesuffix('"')
-    for home, code in ((tmp_path, 0), (tmp_path / "empty", 1)):
-        environment["HF_HOME"] = str(home)
-        fetched = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
-        assert fetched.returncode == code, fetched.stderr
+    assert "simhpc models fetch STUDY" in failed.stderr
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])

@@ -1,0 +1,83 @@
+"""What is known of one model: the paper's, or any other of timm's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simhpc.errors import ModelError, nearest
+from simhpc.study import DataConfig, Model
+from simhpc.zoo import cost, registry, weights
+from simhpc.zoo.resolve import resolve_model
+from simhpc.zoo.timm_import import timm
+
+
+@dataclass(frozen=True)
+class Description:
+    """One model.
+
+    Attributes:
+        name: as it was asked for.
+        timm: `name.tag`, or the bare name where timm has no weights.
+        paper: its entry among the paper's models, if these are its weights.
+        default_tag: whose weights timm itself would take today; empty if it has none.
+        tags: all that timm has weights for.
+        license: of the weights, as timm states it; `unknown` where it does not.
+        data: complete; the paper's size where it was asked for by the paper's name.
+        test_size_px: side at which timm itself measures accuracy, where that is another.
+        classes: outputs.
+        cost: per image at `data.input_size_px`.
+        is_staged: whether the weights are on this machine.
+    """
+
+    name: str
+    timm: str
+    paper: registry.PaperModel | None
+    default_tag: str
+    tags: list[str]
+    license: str
+    data: DataConfig
+    test_size_px: int | None
+    classes: int
+    cost: cost.Cost
+    is_staged: bool
+
+
+def describe(name: str) -> Description:
+    """Look at the paper's model of that name, else at timm's `name.tag` or `name` with timm's default tag.
+
+    Raises:
+        ModelError: there is none; or none that could be used in a study.
+    """
+    asked = registry.by_name(name)
+    architecture, _, tag = (asked.timm if asked else name).partition(".")
+    if not timm.is_model(architecture):
+        known = dict.fromkeys([*(entry.name for entry in registry.paper_models()), *timm.list_models()])
+        raise ModelError(f"no model {name!r} in the paper or in timm {timm.__version__}{nearest(name, known)}")
+    default = timm.models.get_pretrained_cfg(architecture)
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
+    default_tag = default.tag or "" if default is not None and tags else ""
+    tag = tag or default_tag
+    entry = Model(
+        key=name,
+        timm=architecture,
+        weights=f"pretrained:{tag}" if tag else "train",
+        data=DataConfig(input_size_px=asked.attack_size_px) if asked else DataConfig(),
+    )
+    # Weights bring their own outputs; without any it is built as it would be for ImageNet.
+    resolved = resolve_model(entry, 2 if tag else 1000)
+    config = timm.models.get_pretrained_cfg(entry.timm_name)
+    classes = config.num_classes if tag and config is not None else 1000
+    test_size = config.test_input_size[-1] if config is not None and config.test_input_size else None
+    return Description(
+        name=name,
+        timm=entry.timm_name,
+        paper=asked or registry.by_timm_name(entry.timm_name),
+        default_tag=default_tag,
+        tags=tags,
+        license=(config.license if tag and config is not None and config.license else "unknown"),
+        data=resolved.data,
+        test_size_px=None if test_size == resolved.data.input_size_px else test_size,
+        classes=classes,
+        cost=cost.count(resolved, classes),
+        is_staged=bool(tag) and weights.is_staged(entry),
+    )
