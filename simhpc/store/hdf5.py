@@ -58,7 +58,7 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
             format_version=version,
             created_by=f"simhpc {__version__}",
             container=container(),
-            content_sha256=_combine(hashes),
+            content_sha256=combined_sha256(hashes),
         )
 
 
@@ -197,7 +197,8 @@ def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
     return str(created.attrs["sha256"])
 
 
-def _combine(hashes: Mapping[str, str]) -> str:
+def combined_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash over the hashes of several datasets, by name."""
     return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
 
 
@@ -222,5 +223,5 @@ def _verify(path: Path, *, kind: str, version: int) -> None:
                 hashes[name] = sha256_of(item.asstr()[...] if text else item[...])
 
         file.visititems(check)
-        if _combine(hashes) != file.attrs["content_sha256"]:
+        if combined_sha256(hashes) != file.attrs["content_sha256"]:
             raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")

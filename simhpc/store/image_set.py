@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from simhpc.errors import BadFileError
 from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 
-KIND, VERSION = "simhpc-images", 1
+KIND, VERSION = "simhpc-images", 2
+
+_IDENTIFYING = ("ids", "images", "labels")
+"""What makes an image set this one: not where it came from, how files were encoded or what classes are called."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,12 @@ class ImageSet:
     Attributes:
         images: uint8 (N, 3, S, S), RGB.
         labels: int32 (N,), class index that a model must predict.
-        ids: N names of the images within their source (a path below the folder, or an index).
+        ids: N names of the images, the same in every layout of the source, increasing.
         content_ids: N sizes and SHA-256 of the source records, by which training images are kept apart.
-        classes: name of each class of the source, by class index (empty where the source has none).
+        classes: name of each class by class index (empty where the source has none; of ImageNet all 1,000).
         source: the study's `images.source`.
         settings_sha256: `Study.settings_sha256()`.
-        sha256: identity of the set, as every file made from it records.
+        sha256: identity of the set, as every file made from it records: pixels, labels and names. Set by `load`.
     """
 
     images: NDArray[np.uint8]
@@ -45,18 +49,20 @@ class ImageSet:
 
     def save(self, path: Path) -> None:
         """Write `images.h5` atomically."""
+        datasets: dict[str, hdf5.Array] = {
+            "images": self.images,
+            "labels": self.labels,
+            "ids": np.array(self.ids, dtype=object),
+            "content_ids": np.array(self.content_ids, dtype=object),
+            "classes": np.array(self.classes, dtype=object),
+        }
+        identity = hdf5.combined_sha256({name: hdf5.sha256_of(datasets[name]) for name in _IDENTIFYING})
         hdf5.write(
             path,
             kind=KIND,
             version=VERSION,
-            attributes={"source": self.source, "study_sha256": self.settings_sha256},
-            datasets={
-                "images": self.images,
-                "labels": self.labels,
-                "ids": np.array(self.ids, dtype=object),
-                "content_ids": np.array(self.content_ids, dtype=object),
-                "classes": np.array(self.classes, dtype=object),
-            },
+            attributes={"source": self.source, "study_sha256": self.settings_sha256, "images_sha256": identity},
+            datasets=datasets,
         )
 
 
@@ -70,7 +76,7 @@ def load(path: Path) -> ImageSet:
         labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
         n = len(labels)
         attributes = hdf5.attributes_of(file)
-        return ImageSet(
+        chosen = ImageSet(
             images=hdf5.read(path, file, "images", dtype="uint8", shape=(n, 3, None, None)),
             labels=labels,
             ids=list(hdf5.read(path, file, "ids", dtype="str", shape=(n,))),
@@ -78,11 +84,15 @@ def load(path: Path) -> ImageSet:
             classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
             source=hdf5.attribute(path, attributes, "source"),
             settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
-            sha256=hdf5.attribute(path, attributes, "content_sha256"),
+            sha256=hdf5.attribute(path, attributes, "images_sha256"),
         )
+        # Each dataset has just been read against its own hash.
+        if hdf5.combined_sha256({name: file[name].attrs["sha256"] for name in _IDENTIFYING}) != chosen.sha256:
+            raise BadFileError(f"{path}: images_sha256 is not that of the images: delete it and run again")
+        return chosen
 
 
 @cached_by_file
 def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
-    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))
+    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "images_sha256"))
