@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from simhpc.errors import ImageSourceError
 from simhpc.images.files import check_is_image, is_ignored, matching
@@ -73,15 +74,17 @@ def _webdataset(archive: Path, inside: list[Member]) -> list[tuple[str, str, Mem
         if len(encoded) != 1:
             raise ImageSourceError(f"{archive}: {key} has {len(encoded)} images (jpg, jpeg or png) instead of one")
         field, member = encoded[0]
-        found.append((f"{archive.stem}/{key}.{field}", _class_of(archive, key, fields), member))
-    return found
+        found.append((f"{archive.stem}/{key}.{field}", key, fields, member))
+    # One opening for all classes: on a network file system, fifty thousand would take minutes.
+    with archive.open("rb") as file:
+        return [(path, _class_of(file, archive, key, fields), member) for path, key, fields, member in found]
 
 
-def _class_of(archive: Path, key: str, fields: dict[str, Member]) -> str:
+def _class_of(file: BinaryIO, archive: Path, key: str, fields: dict[str, Member]) -> str:
     try:
         if "cls" in fields:
-            return fields["cls"].read().decode().strip()
-        return str(json.loads(fields["json"].read())["label"])
+            return fields["cls"].read_from(file).decode().strip()
+        return str(json.loads(fields["json"].read_from(file))["label"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ImageSourceError(
             f"{archive}: {key} has no readable class: neither {key}.cls nor a field 'label' in {key}.json"

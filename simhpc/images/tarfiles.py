@@ -10,6 +10,7 @@ from __future__ import annotations
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from simhpc.errors import ImageSourceError
 
@@ -37,8 +38,12 @@ class Member:
             OSError: the archive cannot be read, or is shorter than it was.
         """
         with self.archive.open("rb") as file:
-            file.seek(self.offset_bytes)
-            data = file.read(self.size_bytes)
+            return self.read_from(file)
+
+    def read_from(self, file: BinaryIO) -> bytes:
+        """Its bytes from the open archive; `OSError` as for `read`."""
+        file.seek(self.offset_bytes)
+        data = file.read(self.size_bytes)
         if len(data) != self.size_bytes:
             raise OSError(f"{self.archive} has become shorter")
         return data

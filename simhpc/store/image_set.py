@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simhpc.errors import BadFileError
 from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 
@@ -49,20 +48,18 @@ class ImageSet:
 
     def save(self, path: Path) -> None:
         """Write `images.h5` atomically."""
-        datasets: dict[str, hdf5.Array] = {
-            "images": self.images,
-            "labels": self.labels,
-            "ids": np.array(self.ids, dtype=object),
-            "content_ids": np.array(self.content_ids, dtype=object),
-            "classes": np.array(self.classes, dtype=object),
-        }
-        identity = hdf5.combined_sha256({name: hdf5.sha256_of(datasets[name]) for name in _IDENTIFYING})
         hdf5.write(
             path,
             kind=KIND,
             version=VERSION,
-            attributes={"source": self.source, "study_sha256": self.settings_sha256, "images_sha256": identity},
-            datasets=datasets,
+            attributes={"source": self.source, "study_sha256": self.settings_sha256},
+            datasets={
+                "images": self.images,
+                "labels": self.labels,
+                "ids": np.array(self.ids, dtype=object),
+                "content_ids": np.array(self.content_ids, dtype=object),
+                "classes": np.array(self.classes, dtype=object),
+            },
         )
 
 
@@ -76,7 +73,7 @@ def load(path: Path) -> ImageSet:
         labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
         n = len(labels)
         attributes = hdf5.attributes_of(file)
-        chosen = ImageSet(
+        return ImageSet(
             images=hdf5.read(path, file, "images", dtype="uint8", shape=(n, 3, None, None)),
             labels=labels,
             ids=list(hdf5.read(path, file, "ids", dtype="str", shape=(n,))),
@@ -84,15 +81,16 @@ def load(path: Path) -> ImageSet:
             classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
             source=hdf5.attribute(path, attributes, "source"),
             settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
-            sha256=hdf5.attribute(path, attributes, "images_sha256"),
+            sha256=_identity(file),
         )
-        # Each dataset has just been read against its own hash.
-        if hdf5.combined_sha256({name: file[name].attrs["sha256"] for name in _IDENTIFYING}) != chosen.sha256:
-            raise BadFileError(f"{path}: images_sha256 is not that of the images: delete it and run again")
-        return chosen
 
 
 @cached_by_file
 def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
-    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "images_sha256"))
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        return _identity(file)
+
+
+def _identity(file: hdf5.File) -> str:
+    return hdf5.combined_sha256({name: file[name].attrs["sha256"] for name in _IDENTIFYING})
