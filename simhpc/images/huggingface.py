@@ -28,13 +28,11 @@ class _Group:
     """Rows that are read together.
 
     Attributes:
-        first: number of the first of them in the data set.
         labels: one per row.
         paths: one per row, "" where the file tells none.
         load: the column of encoded images.
     """
 
-    first: int
     labels: list[Any]
     paths: list[str]
     load: Callable[[], Any]
@@ -60,19 +58,19 @@ def tables(path: Path) -> Listing:
             f"images.source: reading {files[0].name} needs pyarrow: pip install pyarrow (simhpc's extra 'hf')"
         ) from None
     groups: list[_Group] = []
-    names: list[str] = []
+    names: list[str] | None = None
     for file in files:
         try:
-            found, names = _parquet(file) if file.suffix == ".parquet" else _arrow(file)
+            found, stated = _parquet(file) if file.suffix == ".parquet" else _arrow(file)
         except (pyarrow.ArrowException, OSError) as error:
             raise ImageSourceError(f"{file} cannot be read: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise ImageSourceError(
                 f"{file} needs the columns 'image' (a struct of bytes and path) and 'label': {error}"
             ) from None
-        for group in found:
-            first = groups[-1].first + len(groups[-1].labels) if groups else 0
-            groups.append(_Group(first, group.labels, group.paths, group.load))
+        if names not in (None, stated):
+            raise ImageSourceError(f"{file} states other names of classes than {files[0].name}")
+        groups, names = groups + found, stated
     place_of = [(group, row) for group in groups for row in range(len(group.labels))]
     if not place_of:
         raise ImageSourceError(f"images.source: {path} holds no rows")
@@ -104,7 +102,7 @@ def tables(path: Path) -> Listing:
         classes=labels,
         read=read,
         size_bytes=size_bytes,
-        class_names=names,
+        class_names=names or (),
     )
 
 
@@ -117,12 +115,12 @@ class _Columns:
 
     def of(self, group: _Group) -> Any:
         with self._lock:
-            if group.first not in self._held:
+            if id(group) not in self._held:
                 while len(self._held) >= _GROUPS_IN_MEMORY:
                     self._held.popitem(last=False)
-                self._held[group.first] = group.load()
-            self._held.move_to_end(group.first)
-            return self._held[group.first]
+                self._held[id(group)] = group.load()
+            self._held.move_to_end(id(group))
+            return self._held[id(group)]
 
 
 def _parquet(file: Path) -> tuple[list[_Group], list[str]]:
@@ -165,7 +163,7 @@ def _group(table: Any, load: Callable[[], Any]) -> _Group:
 
     images = table.column("image")
     paths = pyarrow.compute.struct_field(images, "path").to_pylist()
-    return _Group(0, table.column("label").to_pylist(), [name or "" for name in paths], load)
+    return _Group(table.column("label").to_pylist(), [name or "" for name in paths], load)
 
 
 def _bytes_of(table: Any) -> Any:

@@ -36,7 +36,7 @@ class Source(Protocol):
         """The decoded RGB image.
 
         Raises:
-            ImageSourceError: it cannot be read or decoded, or has more than 8 bits per channel.
+            ImageSourceError: it cannot be read or decoded, or is of a kind that RGB cannot hold.
         """
 
     def content_sha256(self, position: int) -> str:

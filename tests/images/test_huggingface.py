@@ -112,6 +112,13 @@ def test_stored_class_names_are_checked_against_timms_order(tmp_path):
     assert by_name == {photo.name: 999 - photo.index for photo in photos()}
 
 
+def test_files_that_name_classes_differently_are_not_mixed(tmp_path):
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        written(tmp_path / f"{number}.parquet", hf_table(photos()[:2], names, hf_path))
+    with pytest.raises(ImageSourceError, match=r"1\.parquet states other names of classes than 0\.parquet"):
+        opened(tmp_path, "index")
+
+
 def test_names_of_stored_classes_are_kept_by_index(tmp_path):
     parquet(tmp_path, [f"class {index}" for index in range(1001)])
     source = opened(tmp_path, "index")
