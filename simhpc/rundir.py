@@ -29,6 +29,11 @@ class RunDir:
     def images(self) -> Path:
         return self.root / "images.h5"
 
+    @property
+    def image_list(self) -> Path:
+        """The names of the images, for other studies (`images.list`)."""
+        return self.root / "images.txt"
+
     def checkpoint(self, model: str) -> Path:
         return self.root / "checkpoints" / f"{model}.safetensors"
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from simhpc import image_list
 from simhpc.errors import StudyError, nearest
 from simhpc.sections import Section, check_plain, explain, read_toml
 
@@ -24,19 +25,27 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+IMAGE_LAYOUTS = ("folder", "flat", "tar", "hf")
+"""How images may lie on disk; `simhpc.images` has a module for each."""
 
 
 class Images(Section):
     """The N labelled images that every model is shown."""
 
     source: str
-    """`sklearn-digits`, or `folder:PATH` for class folders."""
+    """`sklearn-digits`, or a layout and where it lies: `folder:`, `flat:`, `tar:` or `hf:PATH`."""
     n: Annotated[int, Field(ge=1)]
-    """How many images are drawn, stratified by class."""
+    """How many images are drawn, stratified by class; with `list`, its length (filled in)."""
     labels: str = "sorted"
-    """How a folder gets its class index: `sorted`, `index` (its name is the index) or `map:FILE`."""
+    """How a class gets its index: `sorted`, `index` (its name is the index), `imagenet` (by synset) or `map:FILE`."""
+    ground_truth: str | None = None
+    """The file that tells the classes of a flat layout; only with `flat:PATH`."""
+    list: str | None = None
+    """A file that names exactly the images to take, one per line, as `images.txt` of a run does."""
+    list_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Identity of the names in the list, whatever their order; checked when given, filled in by the frozen copy."""
     size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Side of the stored square images; needed for folders, 8 for the digits."""
+    """Side of the stored square images; 8 for the digits, needed for all others."""
 
     @field_validator("source")
     @classmethod
@@ -46,19 +55,27 @@ class Images(Section):
     @field_validator("labels")
     @classmethod
     def _known_labels(cls, value: str) -> str:
-        if value not in ("sorted", "index") and not re.match("map:.", value):
-            raise ValueError("allowed: 'sorted', 'index' or 'map:FILE'")
+        if value not in ("sorted", "index", "imagenet") and not re.match("map:.", value):
+            raise ValueError("allowed: 'sorted', 'index', 'imagenet' or 'map:FILE'")
         return value
 
     @model_validator(mode="after")
     def _size_is_known(self) -> Self:
-        if self.source.startswith("folder:") and self.size_px is None:
+        if self.source != "sklearn-digits" and self.size_px is None:
             raise ValueError(
-                "size_px is needed with a folder: the side in pixels at which its images are stored, "
-                "at least the largest model input divided by its crop_pct (32 for CIFAR-10, 256 or more for ImageNet)"
+                f"size_px is needed with a {self.source.partition(':')[0]} source: the side in pixels of its stored "
+                "images, at least the largest model input divided by its crop_pct (CIFAR-10: 32; ImageNet: 256 or more)"
             )
         if self.source == "sklearn-digits" and self.size_px not in (None, 8):
             raise ValueError("size_px must be 8 (or absent) for sklearn-digits, which are 8 x 8 scans")
+        return self
+
+    @model_validator(mode="after")
+    def _ground_truth_and_flat_go_together(self) -> Self:
+        if self.source.startswith("flat:") != (self.ground_truth is not None):
+            raise ValueError("ground_truth, the file that tells the classes, goes with 'flat:PATH' and no other source")
+        if self.list_sha256 and self.list is None:
+            raise ValueError("list_sha256 goes with list only")
         return self
 
 
@@ -88,6 +105,8 @@ class Training(Section):
     @field_validator("images")
     @classmethod
     def _known_source(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("flat:"):
+            raise ValueError("training images cannot be flat: images.ground_truth is that of images.source")
         return None if value is None else _image_source(value)
 
     @field_validator("crop_scale", "crop_ratio")
@@ -347,7 +366,7 @@ def load_study(path: Path) -> Study:
 def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
     """Validate a study given as plain data; see `load_study`."""
     check_plain(raw, where, "study", StudyError)
-    raw = _with_training_merged(raw, where)
+    raw = _with_list_counted(_with_training_merged(raw, where), base)
     try:
         study = Study.model_validate_json(json.dumps(raw))
     except ValidationError as error:
@@ -404,8 +423,11 @@ def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any]) -> list[s
 
 
 def _image_source(value: str) -> str:
-    if value != "sklearn-digits" and not re.match("folder:.", value):
-        raise ValueError(f"allowed: 'sklearn-digits' or 'folder:PATH'{nearest(value, ['sklearn-digits'])}")
+    if value != "sklearn-digits" and not re.match(f"({'|'.join(IMAGE_LAYOUTS)}):.", value):
+        raise ValueError(
+            f"allowed: 'sklearn-digits', 'folder:PATH', 'flat:PATH', 'tar:PATH' or 'hf:PATH'"
+            f"{nearest(value, ['sklearn-digits'])}"
+        )
     return value
 
 
@@ -430,18 +452,33 @@ def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {**raw, "models": merged}
 
 
+def _with_list_counted(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Give a study that names its images by a list their number."""
+    images = raw.get("images")
+    if not isinstance(images, dict) or "n" in images or not isinstance(images.get("list"), str):
+        return raw
+    return {**raw, "images": {**images, "n": len(image_list.read(base / Path(images["list"]).expanduser()))}}
+
+
 def _with_absolute_paths(study: Study, base: Path) -> Study:
     def absolute(value: str) -> str:
         kind, colon, path = value.partition(":")
-        return (
-            f"{kind}:{base / Path(path).expanduser()}" if colon and kind in ("folder", "map", "checkpoint") else value
-        )
+        holds_path = colon and kind in (*IMAGE_LAYOUTS, "map", "checkpoint")
+        return f"{kind}:{base / Path(path).expanduser()}" if holds_path else value
 
     def training(section: Training) -> Training:
         return section.model_copy(update={"images": absolute(section.images)}) if section.images else section
 
+    def plain(path: str | None) -> str | None:
+        return None if path is None else str(base / Path(path).expanduser())
+
     images = study.images.model_copy(
-        update={"source": absolute(study.images.source), "labels": absolute(study.images.labels)}
+        update={
+            "source": absolute(study.images.source),
+            "labels": absolute(study.images.labels),
+            "ground_truth": plain(study.images.ground_truth),
+            "list": plain(study.images.list),
+        }
     )
     models = tuple(
         model.model_copy(

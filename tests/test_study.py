@@ -59,7 +59,7 @@ def test_demo_has_the_designs_that_it_promises():
         ({"images": {"source": "sklearn-digit"}}, "did you mean 'sklearn-digits'"),
         ({"images": {"source": "folder:/x"}}, "size_px is needed with a folder"),
         ({"images": {"size_px": 32}}, "8 x 8"),
-        ({"images": {"labels": "alphabetical"}}, "'sorted', 'index' or 'map:FILE'"),
+        ({"images": {"labels": "alphabetical"}}, "'sorted', 'index', 'imagenet' or 'map:FILE'"),
         ({"similarity": {"floor_percent": 0.0}}, "similarity.floor_percent"),
         ({"similarity": {"floor_percent": float("nan")}}, "similarity.floor_percent"),
         ({"training": {"epochs": 0}}, "training.epochs"),

@@ -150,14 +150,14 @@ def look(run: Run) -> Facts:
 
     def images_of(where: str) -> int:
         if where not in counts:
-            counts[where] = len(open_source(where, study.images.labels).labels)
+            counts[where] = len(open_source(study.images, None if where == study.images.source else where).labels)
         return counts[where]
 
     exists = run.dir.study.exists()
     if exists:
         num_classes = image_set.load(run.dir.images).num_classes
     else:
-        source = open_source(study.images.source, study.images.labels)
+        source = open_source(study.images)
         num_classes, counts[study.images.source] = len(source.classes), len(source.labels)
     training_images, accuracy = {}, {}
     for model in study.models:

@@ -6,24 +6,32 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from simhpc.rundir import Run
-from simhpc.study import Model
+from simhpc.study import IMAGE_LAYOUTS, Model
 
 
 def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
     """Files and folders that the tasks of these models read, each once; `models` are keys (or `ALL`)."""
     entries = _entries(run, models)
     found: list[str] = []
+    read: set[Path] = set()
     if stage == "train":
-        for source in {entry.training.images or run.study.images.source for entry in entries if entry.training}:
-            found += [source, run.study.images.labels]
+        images = run.study.images
+        for source in {entry.training.images or images.source for entry in entries if entry.training}:
+            found += [source, images.labels]
+            if source == images.source and images.ground_truth is not None:
+                # The folder: the devkit's own tables lie beside its ground truth.
+                read.add(Path(images.ground_truth).parent)
     elif stage in ("attack", "evaluate"):
         found += [entry.weights for entry in entries]
     if stage != "aggregate":
         found += [
             f"folder:{entry.module_folder}" for entry in entries if entry.module and not entry.module_is_installed
         ]
-    split = (text.partition(":") for text in found)
-    return sorted({Path(path) for kind, _, path in split if kind in ("folder", "map", "checkpoint")})
+    for kind, _, text in (text.partition(":") for text in found):
+        if kind in (*IMAGE_LAYOUTS, "map", "checkpoint"):
+            path = Path(text)
+            read.add(path.parent if "*" in path.name else path)
+    return sorted(read)
 
 
 def pretrained(run: Run, stage: str, models: Iterable[str]) -> list[Model]:

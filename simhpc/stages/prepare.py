@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simhpc import __version__
+from simhpc import __version__, image_list
 from simhpc.errors import BadFileError, StudyError
 from simhpc.rundir import Run, RunDir, open_run
 from simhpc.stages.method import resolve_attack
@@ -62,8 +62,9 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
         if dry_run:
             return Run(run_dir, resolved)
         with _removed_on_failure(root):
-            images_sha256 = _store_images(resolved, source, run_dir)
-            _freeze(resolved, _Frozen(_versions(), given, images_sha256), run_dir)
+            chosen = _store_images(resolved, source, run_dir)
+            _write_list(chosen.ids, run_dir)
+            _freeze(resolved, _Frozen(_versions(), given, image_set.identity(run_dir.images)), run_dir)
         return Run(run_dir, resolved)
 
     held = open_run(root).study
@@ -77,6 +78,8 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
             + "\nOnly models can be added to a run. Choose another --out for a changed study, or delete the folder if "
             "nothing in it is wanted."
         )
+    if not dry_run and not run_dir.image_list.exists():
+        _write_list(images.ids, run_dir)
     if not dry_run and (resolved != held or given != frozen.given):
         _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)
     return Run(run_dir, resolved)
@@ -120,6 +123,8 @@ def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare
         known: resolved entries by key.
         spare_images: whether the image set leaves any image of its source to train on.
     """
+    from simhpc.images import list_sha256
+
     attack, resolved = resolve_attack(study.attack), dict(known)
     new = [model for model in study.models if model.key not in known]
     if new:
@@ -129,7 +134,9 @@ def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare
         for model in new:
             resolved[model.key] = resolve_model(model, len(classes))
         _check_training(study, new, classes, spare_images=spare_images)
-    images = study.images.model_copy(update={"size_px": study.images.size_px or 8})
+    images = study.images.model_copy(
+        update={"size_px": study.images.size_px or 8, "list_sha256": list_sha256(study.images)}
+    )
     # Of known models too: the expectation may change between runs.
     models = tuple(
         resolved[model.key].model_copy(update={"expected_top1_percent": expected_top1_percent(model, classes)})
@@ -152,7 +159,7 @@ def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:
 def _open_source(study: Study) -> Source:
     from simhpc.images import open_source, selection
 
-    source = open_source(study.images.source, study.images.labels)
+    source = open_source(study.images)
     selection(study.images, source, study.seed)
     return source
 
@@ -172,14 +179,15 @@ def _check_training(study: Study, models: list[Model], classes: list[str], *, sp
                 "Lower n, or set training.images"
             )
         if where is not None:
-            check_classes(open_source(where, study.images.labels).classes, classes, where)
+            check_classes(open_source(study.images, where).classes, classes, where)
 
 
-def _store_images(study: Study, source: Source, run_dir: RunDir) -> str:
+def _store_images(study: Study, source: Source, run_dir: RunDir) -> image_set.ImageSet:
     from simhpc.images import build_image_set
 
-    build_image_set(study.images, source, study.seed, study.settings_sha256()).save(run_dir.images)
-    return image_set.identity(run_dir.images)
+    chosen = build_image_set(study.images, source, study.seed, study.settings_sha256())
+    chosen.save(run_dir.images)
+    return chosen
 
 
 def _held_images(held: Study, frozen: _Frozen, run_dir: RunDir) -> image_set.ImageSet:
@@ -202,6 +210,10 @@ def _held_images(held: Study, frozen: _Frozen, run_dir: RunDir) -> image_set.Ima
     return found
 
 
+def _write_list(ids: list[str], run_dir: RunDir) -> None:
+    write_text(run_dir.image_list, image_list.text(ids))
+
+
 def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
     write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
     # Last: with this file the folder is a run directory.
@@ -215,7 +227,7 @@ def _versions() -> dict[str, str]:
 
 def _is_unfinished(entry: Path, run_dir: RunDir) -> bool:
     """Whether an entry is what a preparation that was killed leaves behind."""
-    ours = (run_dir.images.name, run_dir.frozen.name)
+    ours = (run_dir.images.name, run_dir.image_list.name, run_dir.frozen.name)
     return entry.name in ours or any(entry.name.startswith(f"{name}.tmp.") for name in (*ours, run_dir.study.name))
 
 
@@ -226,7 +238,7 @@ def _removed_on_failure(root: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path in (RunDir(root).images, RunDir(root).frozen):
+        for path in (RunDir(root).images, RunDir(root).image_list, RunDir(root).frozen):
             path.unlink(missing_ok=True)
         # rmdir, not rmtree: another run may have been made in the same parent meanwhile.
         with suppress(OSError):

@@ -111,7 +111,7 @@ def _training_s(network: nn.Module, model: Model, study: Study, device: torch.de
     """Seconds per image of the second of two short epochs, decoding and augmentation included."""
     settings = model.training
     assert settings is not None
-    source = open_source(settings.images or study.images.source, study.images.labels)
+    source = open_source(study.images, settings.images)
     batch_size = min(settings.batch_size, len(source.labels))
     positions = list(range(min(len(source.labels), _TRAINING_BATCHES * batch_size)))
     ends: list[float] = []

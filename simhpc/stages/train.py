@@ -53,7 +53,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     assert settings is not None
     chosen = image_set.load(run.dir.images)
     where = settings.images or run.study.images.source
-    source = open_source(where, run.study.images.labels)
+    source = open_source(run.study.images, settings.images)
     check_classes(source.classes, chosen.classes, where)
     positions = training_positions(source, chosen)
     if not positions:
@@ -81,7 +81,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         target = Target(PixelClassifier(network, model.data).to(device), device)
         pred, _ = predict(target, images, labels, run.study.resources.batch_size)
         accuracy = float((pred == labels).double().mean())
-        used = hashlib.sha256("\n".join(source.ids[position] for position in positions).encode()).hexdigest()
+        used = hashlib.sha256("\n".join(source.names[position] for position in positions).encode()).hexdigest()
         checkpoint.save(
             run.dir.checkpoint(model.key),
             weights.state_arrays(network),

@@ -25,6 +25,7 @@ from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store.atomic import replacing
 
 Array = NDArray[Any]
+File = h5py.File
 Attributes = dict[str, Any]
 
 CONTAINER_DIGEST = "SIMHPC_CONTAINER_DIGEST"
@@ -58,7 +59,7 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
             format_version=version,
             created_by=f"simhpc {__version__}",
             container=container(),
-            content_sha256=_combine(hashes),
+            content_sha256=combined_sha256(hashes),
         )
 
 
@@ -197,8 +198,21 @@ def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
     return str(created.attrs["sha256"])
 
 
-def _combine(hashes: Mapping[str, str]) -> str:
+def combined_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash over the hashes of several datasets, by name."""
     return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def _sha256_in_file(stored: h5py.Dataset) -> str:
+    """`sha256_of` what a file holds, a chunk at a time: whole image sets are not held in memory twice."""
+    if h5py.check_string_dtype(stored.dtype) is not None:
+        return sha256_of(stored.asstr()[...])
+    if stored.chunks is None:
+        return sha256_of(stored[...])
+    digest, rows = ArrayHash(stored.dtype.newbyteorder("<").str, stored.shape), stored.chunks[0]
+    for start in range(0, len(stored), rows):
+        digest.update(stored[start : start + rows])
+    return digest.hexdigest()
 
 
 def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
@@ -218,9 +232,8 @@ def _verify(path: Path, *, kind: str, version: int) -> None:
 
         def check(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
-                text = h5py.check_string_dtype(item.dtype) is not None
-                hashes[name] = sha256_of(item.asstr()[...] if text else item[...])
+                hashes[name] = _sha256_in_file(item)
 
         file.visititems(check)
-        if _combine(hashes) != file.attrs["content_sha256"]:
+        if combined_sha256(hashes) != file.attrs["content_sha256"]:
             raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")

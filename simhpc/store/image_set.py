@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 
-KIND, VERSION = "simhpc-images", 1
+KIND, VERSION = "simhpc-images", 2
+
+_IDENTIFYING = ("ids", "images", "labels")
+"""What makes an image set this one: not where it came from, how files were encoded or what classes are called."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,12 @@ class ImageSet:
     Attributes:
         images: uint8 (N, 3, S, S), RGB.
         labels: int32 (N,), class index that a model must predict.
-        ids: N names of the images within their source (a path below the folder, or an index).
+        ids: N names of the images, the same in every layout of the source, increasing.
         content_ids: N sizes and SHA-256 of the source records, by which training images are kept apart.
-        classes: name of each class of the source, by class index (empty where the source has none).
+        classes: name of each class by class index (empty where the source has none; of ImageNet all 1,000).
         source: the study's `images.source`.
         settings_sha256: `Study.settings_sha256()`.
-        sha256: identity of the set, as every file made from it records.
+        sha256: identity of the set, as every file made from it records: pixels, labels and names. Set by `load`.
     """
 
     images: NDArray[np.uint8]
@@ -78,11 +81,16 @@ def load(path: Path) -> ImageSet:
             classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
             source=hdf5.attribute(path, attributes, "source"),
             settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
-            sha256=hdf5.attribute(path, attributes, "content_sha256"),
+            sha256=_identity(file),
         )
 
 
 @cached_by_file
 def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
-    return str(hdf5.attribute(path, hdf5.attributes(path, kind=KIND, version=VERSION), "content_sha256"))
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        return _identity(file)
+
+
+def _identity(file: hdf5.File) -> str:
+    return hdf5.combined_sha256({name: file[name].attrs["sha256"] for name in _IDENTIFYING})

@@ -12,7 +12,7 @@ from simhpc.stages.prepare import check
 from simhpc.study import Study, load_study
 from simhpc.zoo.registry import by_name, paper_models
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture(scope="module")

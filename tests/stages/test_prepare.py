@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from layouts import flat_devkit, parquet, photos, tar_of_folders, webdataset
 from PIL import Image
 from tiny import tiny, write_study
 
 from simhpc.errors import BadFileError, ImageSourceError, ModelError, SimhpcError, StudyError
 from simhpc.rundir import open_run
+from simhpc.stages import inputs, train
 from simhpc.stages.prepare import check, prepare, version_changes
+from simhpc.store import image_set
 from simhpc.study import load_study
 
 
@@ -174,3 +177,82 @@ def test_training_folders_must_have_the_same_classes(tmp_path):
     )
     with pytest.raises(ImageSourceError, match="class index 0 is 'aardvark' there and is 'cat' in the image set"):
         check(given)
+
+
+def test_the_list_of_a_run_gives_the_same_images_to_another_study(tmp_path):
+    run = prepare(study(tmp_path, ("cnn",)), tmp_path / "run")
+    listed = tmp_path / "run" / "images.txt"
+    assert run.dir.image_list == listed
+    assert listed.read_text().splitlines()[1:] == image_set.load(run.dir.images).ids
+    raw = tiny(("cnn",), seed=99)
+    raw["images"] = {"source": "sklearn-digits", "list": "run/images.txt"}
+    given = load_study(write_study(tmp_path / "study.toml", raw))
+    assert given.images.n == 70
+    other = prepare(given, tmp_path / "other")
+    assert image_set.identity(other.dir.images) == image_set.identity(run.dir.images)
+    # The order of a list does not matter, what it names does.
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(reversed(lines)))
+    assert prepare(given, tmp_path / "other") == other
+    listed.write_text("\n".join([*lines[:-1], "digits-9999"]))
+    with pytest.raises(StudyError, match=r"images\.list_sha256: run directory has '.*', study has '.*'"):
+        prepare(given, tmp_path / "other")
+    with pytest.raises(ImageSourceError, match=r"images\.txt: 'digits-9999' is not among the images"):
+        prepare(given, tmp_path / "third")
+    frozen = load_study(tmp_path / "other" / "study.toml")
+    with pytest.raises(ImageSourceError, match="images.txt names other images than it did"):
+        check(frozen)
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_list_that_is_lost_is_written_again(make_study, tmp_path):
+    run = prepare(make_study(("cnn",)), tmp_path / "run")
+    text = run.dir.image_list.read_text()
+    run.dir.image_list.unlink()
+    prepare(make_study(("cnn",)), tmp_path / "run")
+    assert run.dir.image_list.read_text() == text
+
+
+def test_n_is_checked_against_the_list_and_needed_without_one(tmp_path):
+    (tmp_path / "list.txt").write_text("digits-0001\ndigits-0002\n")
+    raw = tiny(("cnn",))
+    raw["images"] = {"source": "sklearn-digits", "list": "list.txt", "n": 3}
+    given = load_study(write_study(tmp_path / "study.toml", raw))
+    with pytest.raises(ImageSourceError, match="images.n = 3, but .*list.txt names 2 images"):
+        check(given)
+    raw["images"] = {"source": "sklearn-digits"}
+    with pytest.raises(StudyError, match="images.n: this key is needed"):
+        load_study(write_study(tmp_path / "study.toml", raw))
+    raw["images"] = {"source": "sklearn-digits", "list": "none.txt"}
+    with pytest.raises(ImageSourceError, match="images.list: cannot read .*none.txt"):
+        load_study(write_study(tmp_path / "study.toml", raw))
+
+
+@pytest.mark.parametrize("layout", [flat_devkit, webdataset, parquet], ids=lambda layout: layout.__name__)
+def test_a_run_from_another_layout(layout, tmp_path):
+    """Trained on what is left of the layout, by a task that opens it by itself."""
+    raw = tiny(("cnn",), training={"epochs": 1})
+    raw["images"] = {**layout(tmp_path / "images"), "n": 5, "size_px": 16}
+    given = load_study(write_study(tmp_path / "study.toml", raw))
+    run = prepare(given, tmp_path / "run")
+    (task,) = train.tasks(run)
+    assert train.execute(run, task, lambda *_: None)["images"] == 15
+    read = inputs.paths(run, "train", ["cnn"])
+    assert all(path.is_relative_to(tmp_path / "images") and path.exists() for path in read)
+    assert (tmp_path / "images" / "devkit" in read) == (layout is flat_devkit)
+
+
+def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
+    raw = tiny(("cnn",))
+    spec = tar_of_folders(tmp_path / "images")
+    path = tmp_path / "images" / "val.tar"
+    raw["images"] = {**spec, "n": 20, "size_px": 16}
+    raw["models"][0]["weights"] = "train"
+    raw["training"]["images"] = spec["source"]
+    whole = path.read_bytes()
+    place = whole.index(photos()[7].jpeg)
+    path.write_bytes(whole[:place] + bytes(300) + whole[place + 300 :])
+    given = load_study(write_study(tmp_path / "study.toml", raw))
+    with pytest.raises(ImageSourceError, match="ILSVRC2012_val_00000008.JPEG is not a readable image"):
+        prepare(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

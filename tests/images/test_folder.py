@@ -1,4 +1,4 @@
-"""The image set: selection, sources, labels, and everything that can be wrong with a folder."""
+"""Class folders, and everything that can be wrong with one; what is stored of images; what is left for training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from simhpc import images as im
@@ -31,29 +29,19 @@ def spec(root: Path, n: int = 4, **more) -> Images:
     return Images(source=f"folder:{root}", n=n, size_px=12, **more)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.data())
-def test_selection_is_stratified_unique_and_reproducible(counts, data):
-    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    n = data.draw(st.integers(1, len(labels)))
-    chosen = im.choose(labels, n, seed=5)
-    assert len(set(chosen.tolist())) == n
-    assert np.all(np.diff(chosen) > 0)
-    np.testing.assert_array_equal(chosen, im.choose(labels, n, seed=5))
-    for label, count in enumerate(counts):
-        share = n * count / len(labels)
-        assert np.floor(share - 1e-9) <= np.count_nonzero(labels[chosen] == label) <= np.ceil(share + 1e-9)
+def opened(root: Path, labels: str = "sorted"):
+    return im.open_source(spec(root, labels=labels))
 
 
-def test_selection_depends_on_the_seed():
-    labels = np.repeat(np.arange(10), 50).astype(np.int32)
-    assert im.choose(labels, 100, seed=1).tolist() != im.choose(labels, 100, seed=2).tolist()
+def labels_of(source) -> dict[str, int]:
+    return dict(zip(source.names, source.labels.tolist(), strict=True))
 
 
 def test_digits_are_the_scans_of_scikit_learn():
     from sklearn.datasets import load_digits
 
-    source = im.open_source("sklearn-digits", "sorted")
-    assert len(source.ids) == 1797
+    source = im.open_source(Images(source="sklearn-digits", n=1))
+    assert len(source.names) == 1797
     bunch = load_digits()
     pixels = np.asarray(source.image(3))
     assert pixels.shape == (8, 8, 3)
@@ -63,7 +51,7 @@ def test_digits_are_the_scans_of_scikit_learn():
 
 
 def test_image_set_holds_the_chosen_images_and_training_gets_the_others():
-    source = im.open_source("sklearn-digits", "sorted")
+    source = im.open_source(Images(source="sklearn-digits", n=1))
     chosen = im.build_image_set(Images(source="sklearn-digits", n=100), source, 0, "hash")
     assert chosen.images.shape == (100, 3, 8, 8)
     assert chosen.images.dtype == np.uint8
@@ -76,14 +64,13 @@ def test_image_set_holds_the_chosen_images_and_training_gets_the_others():
 
 def test_a_copy_under_another_name_is_not_trained_on(tmp_path):
     root = make_folder(tmp_path / "val", {"a": 3, "b": 3})
-    source = im.open_source(f"folder:{root}", "sorted")
+    source = opened(root)
     chosen = im.build_image_set(spec(root, n=2), source, 0, "hash")
     other = make_folder(tmp_path / "train", {"a": 1, "b": 1}, side=10)
-    copied_id = chosen.ids[0]
-    (other / "a" / "copy.png").write_bytes((root / copied_id).read_bytes())
-    train = im.open_source(f"folder:{other}", "sorted")
-    kept = [train.ids[k] for k in im.training_positions(train, chosen)]
-    assert kept == ["a/0.png", "b/0.png"]
+    (other / "a" / "copy.png").write_bytes((root / f"{chosen.ids[0]}.png").read_bytes())
+    train = opened(other)
+    kept = [train.names[k] for k in im.training_positions(train, chosen)]
+    assert kept == ["a/0", "b/0"]
 
 
 def test_training_classes_must_mean_the_same():
@@ -99,19 +86,17 @@ def test_training_classes_must_mean_the_same():
 def test_labels_by_sorted_position_index_and_map(tmp_path):
     root = make_folder(tmp_path / "f", {"10": 1, "2": 1, "430": 2})
     # Natural order, as timm sorts: 2 before 10.
-    assert im.open_source(f"folder:{root}", "sorted").labels.tolist() == [0, 1, 2, 2]
-    by_index = im.open_source(f"folder:{root}", "index")
-    assert dict(zip(by_index.ids, by_index.labels.tolist(), strict=True))["430/0.png"] == 430
+    assert labels_of(opened(root)) == {"2/0": 0, "10/0": 1, "430/0": 2, "430/1": 2}
+    by_index = opened(root, "index")
+    assert labels_of(by_index)["430/0"] == 430
     assert len(by_index.classes) == 431
     assert by_index.classes[2] == "2"
     assert by_index.classes[3] == ""
     (tmp_path / "map.txt").write_text("# folder index\n10 7\n2,5\n430\t1\n999 0\n")
     (tmp_path / "map.json").write_text(json.dumps({"10": 7, "2": 5, "430": 1}))
     for name in ("map.txt", "map.json"):
-        mapped = im.open_source(f"folder:{root}", f"map:{tmp_path / name}")
-        assert dict(zip(mapped.ids, mapped.labels.tolist(), strict=True)) == {
-            "2/0.png": 5, "10/0.png": 7, "430/0.png": 1, "430/1.png": 1,
-        }  # fmt: skip
+        mapped = opened(root, f"map:{tmp_path / name}")
+        assert labels_of(mapped) == {"2/0": 5, "10/0": 7, "430/0": 1, "430/1": 1}
 
 
 def test_images_of_any_size_become_centre_squares(tmp_path):
@@ -121,7 +106,7 @@ def test_images_of_any_size_become_centre_squares(tmp_path):
     pixels[:, 10:20] = 200  # the centre square of a wide image
     Image.fromarray(pixels).save(root / "a" / "wide.png")
     Image.fromarray(pixels[..., 0]).save(root / "a" / "zgrey.png")
-    source = im.open_source(f"folder:{root}", "sorted")
+    source = opened(root)
     stored = im.build_image_set(Images(source=f"folder:{root}", n=2, size_px=10), source, 0, "h")
     assert np.all(stored.images == 200)
     resized = im.build_image_set(Images(source=f"folder:{root}", n=2, size_px=5), source, 0, "h")
@@ -134,7 +119,7 @@ def test_images_of_any_size_become_centre_squares(tmp_path):
         (lambda root: (root / "empty").mkdir(), "sorted", "empty is empty"),
         (lambda root: (root / "a" / "notes.txt").write_text("x"), "sorted", "notes.txt is not an image"),
         (lambda root: (root / "a" / "inner").mkdir(), "sorted", "inner is not an image"),
-        (lambda root: None, "index", "'a' is not named|a is not named by a class index"),
+        (lambda root: None, "index", "the class a is no class index"),
         (lambda root: None, "map:{root}/../none.txt", "cannot read the label map"),
         (lambda root: (root.parent / "m.txt").write_text("a 1\n"), "map:{root}/../m.txt", "b is not in the label map"),
         (lambda root: (root.parent / "m.txt").write_text("a 1\nb 1\n"), "map:{root}/../m.txt", "same class index 1"),
@@ -148,7 +133,7 @@ def test_broken_folders_are_named(tmp_path, break_it, labels, expected):
     root = make_folder(tmp_path / "f", {"a": 2, "b": 2})
     break_it(root)
     with pytest.raises(ImageSourceError, match=expected):
-        im.open_source(f"folder:{root}", labels.format(root=root))
+        opened(root, labels.format(root=root))
 
 
 def test_hidden_files_and_folders_are_no_images(tmp_path):
@@ -157,21 +142,22 @@ def test_hidden_files_and_folders_are_no_images(tmp_path):
     (root / "a" / "Thumbs.db").write_text("x")
     (root / "a" / "._0.png").write_text("macOS leaves these beside images on foreign disks")
     (root / ".cache").mkdir()
-    assert list(im.open_source(f"folder:{root}", "sorted").ids) == ["a/0.png"]
+    assert opened(root).places.tolist() == [0]
+    assert list(opened(root).names) == ["0"]
 
 
 def test_missing_and_classless_folders(tmp_path):
     with pytest.raises(ImageSourceError, match="no folder"):
-        im.open_source(f"folder:{tmp_path}/none", "sorted")
+        opened(tmp_path / "none")
     with pytest.raises(ImageSourceError, match="no class folders"):
-        im.open_source(f"folder:{tmp_path}", "sorted")
+        opened(tmp_path)
 
 
 def test_a_file_that_is_no_image_is_an_error_and_not_its_neighbour(tmp_path):
     # timm's own dataset would silently show the next image instead.
     root = make_folder(tmp_path / "f", {"a": 2})
     (root / "a" / "0.png").write_text("not a picture")
-    source = im.open_source(f"folder:{root}", "sorted")
+    source = opened(root)
     with pytest.raises(ImageSourceError, match=r"0\.png is not a readable image"):
         im.build_image_set(spec(root, n=2), source, 0, "h")
 
@@ -181,10 +167,10 @@ def test_a_truncated_image_is_an_error(tmp_path):
     whole = (root / "a" / "0.png").read_bytes()
     (root / "a" / "0.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageSourceError, match=r"0\.png is not a readable image"):
-        im.build_image_set(spec(root, n=1), im.open_source(f"folder:{root}", "sorted"), 0, "h")
+        im.build_image_set(spec(root, n=1), opened(root), 0, "h")
 
 
 def test_more_images_than_there_are(tmp_path):
     root = make_folder(tmp_path / "f", {"a": 2})
     with pytest.raises(ImageSourceError, match="3 images asked for, folder:.* has 2"):
-        im.selection(spec(root, n=3), im.open_source(f"folder:{root}", "sorted"), 0)
+        im.selection(spec(root, n=3), opened(root), 0)
