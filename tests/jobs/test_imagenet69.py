@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from simhpc.images.labels import imagenet_synsets
 from simhpc.stages.prepare import check
 from simhpc.study import Study, load_study
 from simhpc.zoo.registry import by_name, paper_models
@@ -21,8 +22,8 @@ def imagenet(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("imagenet")
     image = root / "one.jpg"
     Image.new("RGB", (2, 2)).save(image)
-    for number in range(1000):
-        folder = root / "val" / f"n{number:08d}"
+    for number, synset in enumerate(imagenet_synsets()):
+        folder = root / "val" / synset
         folder.mkdir(parents=True)
         for position in range(5):
             os.link(image, folder / f"ILSVRC2012_val_{5 * number + position + 1:08d}.JPEG")
@@ -48,7 +49,7 @@ def test_imagenet69_has_the_papers_models_and_settings():
     assert [(model.key, model.timm_name) for model in loaded.models] == [
         (each.name, each.timm) for each in paper_models()
     ]
-    assert (loaded.images.n, loaded.images.labels) == (5000, "sorted")
+    assert (loaded.images.n, loaded.images.labels) == (5000, "imagenet")
     attack = loaded.attack
     assert (attack.name, attack.eps_255, attack.steps, attack.step_size_eps) == ("pgd-linf", 8, 50, 0.1)
     assert (attack.grid, attack.restarts, loaded.precision) == ("native", 1, "float32")

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import DATA, MODELS, tiny, write_study
 
 from simhpc.errors import ModelError
-from simhpc.images import Digits
+from simhpc.images.digits import Digits
 from simhpc.rundir import open_run
 from simhpc.stages import attack
 from simhpc.stages.clean_accuracy import MARGIN_PERCENT, check_accuracy
