@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simhpc.errors import BadFileError, StudyError
-from simhpc.study import Study, load_study
+from simhpc.study import Study, load_study, parse_study, read_study
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,19 @@ def open_run(root: Path) -> Run:
     except StudyError as error:
         raise BadFileError(f"{root} is not a readable run directory: {error}") from None
     return Run(run_dir, study)
+
+
+def study_and_root(study_file: Path, out: Path | None) -> tuple[Study, Path]:
+    """A study, and where its run directory is or will be: `out`, else `runs/<name>`.
+
+    Other than `load_study`, this does without a list of images that has gone, if the run was begun from it.
+
+    Raises:
+        StudyError, ImageSourceError: see `load_study`.
+        BadFileError: there is a run directory whose frozen study cannot be read.
+    """
+    raw = read_study(study_file)
+    # The name is not checked yet: `parse_study` refuses longer ones, at which a file system would raise before.
+    root = out if out is not None else Path("runs") / str(raw.get("name"))[:100]
+    held = open_run(root).study.images if RunDir(root).study.is_file() else None
+    return parse_study(raw, base=study_file.resolve().parent, where=str(study_file), held=held), root

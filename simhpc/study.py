@@ -360,13 +360,26 @@ def load_study(path: Path) -> Study:
         StudyError: unreadable, not TOML, or not a study; the message lists every wrong key, what was given
             and what is allowed.
     """
-    return parse_study(read_toml(path, "study", StudyError), base=path.resolve().parent, where=str(path))
+    return parse_study(read_study(path), base=path.resolve().parent, where=str(path))
 
 
-def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
-    """Validate a study given as plain data; see `load_study`."""
+def read_study(path: Path) -> dict[str, Any]:
+    """A study file as plain data, not validated; for `parse_study`.
+
+    Raises:
+        StudyError: unreadable, or not TOML.
+    """
+    return read_toml(path, "study", StudyError)
+
+
+def parse_study(raw: dict[str, Any], *, base: Path, where: str, held: Images | None = None) -> Study:
+    """Validate a study given as plain data; see `load_study`.
+
+    Args:
+        held: of the run directory that the study may go on with, if there is one (see `is_list_gone`).
+    """
     check_plain(raw, where, "study", StudyError)
-    raw = _with_list_counted(_with_training_merged(raw, where), base)
+    raw = _with_list_counted(_with_training_merged(raw, where), base, held)
     try:
         study = Study.model_validate_json(json.dumps(raw))
     except ValidationError as error:
@@ -384,6 +397,11 @@ def parse_study(raw: dict[str, Any], *, base: Path, where: str) -> Study:
         ]
         raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None
     return _with_absolute_paths(study, base)
+
+
+def is_list_gone(given: Images, held: Images) -> bool:
+    """Whether a list is no longer there, from which a run was begun: the run holds all that it told."""
+    return given.list is not None and _is_gone(given.list, held)
 
 
 def dump_study(study: Study) -> str:
@@ -452,12 +470,18 @@ def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {**raw, "models": merged}
 
 
-def _with_list_counted(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+def _with_list_counted(raw: dict[str, Any], base: Path, held: Images | None) -> dict[str, Any]:
     """Give a study that names its images by a list their number."""
     images = raw.get("images")
     if not isinstance(images, dict) or "n" in images or not isinstance(images.get("list"), str):
         return raw
-    return {**raw, "images": {**images, "n": len(image_list.read(base / Path(images["list"]).expanduser()))}}
+    path = base / Path(images["list"]).expanduser()
+    n = held.n if held is not None and _is_gone(str(path), held) else len(image_list.read(path))
+    return {**raw, "images": {**images, "n": n}}
+
+
+def _is_gone(path: str, held: Images) -> bool:
+    return path == held.list and not Path(path).exists()
 
 
 def _with_absolute_paths(study: Study, base: Path) -> Study:

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from simhpc.cli.console import duration, errors, output, percent, scaled, size
 from simhpc.errors import SimhpcError
-from simhpc.rundir import Run, RunDir
+from simhpc.rundir import Run, RunDir, study_and_root
 from simhpc.stages import STAGES
-from simhpc.study import Study, load_study
+from simhpc.study import Study
 
 if TYPE_CHECKING:
     from simhpc.cluster.forecast import StageForecast
@@ -79,9 +79,8 @@ def plan(
     from simhpc.stages.estimate import count_costs, estimate, look, speed_from
     from simhpc.stages.prepare import prepare
 
-    study = load_study(study_file)
+    study, root = study_and_root(study_file, out)
     profile = load_profile(profile_file) if profile_file is not None else None
-    root = out if out is not None else Path("runs") / study.name
     if RunDir(root).study.exists() and not RunDir(root).images.exists():
         raise SimhpcError(f"{RunDir(root).images} has gone: simhpc run or simhpc submit draws it again, plan does not")
     run = prepare(study, root, dry_run=True)

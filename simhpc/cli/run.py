@@ -15,12 +15,11 @@ from rich.table import Table
 
 from simhpc.cli.console import duration, errors, name_of, output, percent
 from simhpc.errors import SimhpcError, nearest
-from simhpc.rundir import Run
+from simhpc.rundir import Run, study_and_root
 from simhpc.stages import STAGES
 from simhpc.stages.progress import Progress
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
-from simhpc.study import load_study
 
 
 def run(
@@ -57,8 +56,7 @@ def run(
     from simhpc.stages.prepare import prepare, version_changes
 
     wanted = _stages(stages)
-    study = load_study(study_file)
-    root = out if out is not None else Path("runs") / study.name
+    study, root = study_and_root(study_file, out)
     check_root(root)
     display = _Display(quiet=as_json)
     display.say(f"checking {study_file}")

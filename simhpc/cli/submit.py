@@ -15,8 +15,8 @@ import typer
 from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.status import wait_for
 from simhpc.errors import SimhpcError, nearest
+from simhpc.rundir import study_and_root
 from simhpc.stages import STAGES
-from simhpc.study import load_study
 
 if TYPE_CHECKING:
     from simhpc.cluster.container import Launch
@@ -78,8 +78,7 @@ def submit(
     profile = load_profile(profile_file)
     if no_container:
         profile = profile.model_copy(update={"container": None})
-    study = load_study(study_file)
-    root = out if out is not None else Path("runs") / study.name
+    study, root = study_and_root(study_file, out)
     submission.check_root(root)
     say = errors if as_json else output
     with _locked_if_there(root, dry_run=dry_run):

@@ -7,7 +7,7 @@ and a class by what the layout says of it (`labels`), never by its place.
 
 from simhpc.images.build import build_image_set, training_positions
 from simhpc.images.draw import choose, list_sha256, selection
-from simhpc.images.labels import check_classes
+from simhpc.images.labels import check_classes, is_all_of_imagenet
 from simhpc.images.layouts import open_source
 from simhpc.images.source import Source
 
@@ -16,6 +16,7 @@ __all__ = [
     "build_image_set",
     "check_classes",
     "choose",
+    "is_all_of_imagenet",
     "list_sha256",
     "open_source",
     "selection",

@@ -8,9 +8,15 @@ from pathlib import Path, PurePosixPath
 
 from simhpc.errors import ImageSourceError
 
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
+"""Of the files that are read as images, in lower case: timm's own, by which its reader of folders finds them."""
+
 # Files that operating systems leave in folders, and that nobody meant as images.
 _IGNORED_FILES = {"Thumbs.db", "desktop.ini"}
-_NUMBERED = re.compile(r"(?P<split>.*?)-?\d+(-of-(?P<count>\d+))?$")
+# `train-00003-of-00014`, behind which the hub may write a hash.
+_SHARD = re.compile(r"(?P<split>.*?)[-_.]?(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?")
+# Webdataset's shards do not tell how many they are; a class `husky-2` is not to be taken for one.
+_UNCOUNTED_SHARD = re.compile(r"(?P<split>(.*[-_.])?(train|val|validation|test))-\d+")
 
 
 def is_ignored(name: str) -> bool:
@@ -18,17 +24,19 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name in _IGNORED_FILES
 
 
+def is_image(path: str) -> bool:
+    """Whether a file is an image, by its ending."""
+    return PurePosixPath(path).suffix.lower() in IMAGE_ENDINGS
+
+
 def check_is_image(path: str) -> None:
     """Check a file by its ending.
 
     Raises:
-        ImageSourceError: timm reads no such file.
+        ImageSourceError: it is no image.
     """
-    from simhpc.zoo.timm_import import timm
-
-    endings = timm.data.get_img_extensions(as_set=True)
-    if PurePosixPath(path).suffix.lower() not in endings:
-        raise ImageSourceError(f"{path} is not an image: the endings {', '.join(sorted(endings))} are read")
+    if not is_image(path):
+        raise ImageSourceError(f"{path} is not an image: the endings {', '.join(IMAGE_ENDINGS)} are read")
 
 
 def matching(path: Path, endings: Sequence[str]) -> list[Path]:
@@ -39,7 +47,8 @@ def matching(path: Path, endings: Sequence[str]) -> list[Path]:
         endings: of the files in a folder, such as `.tar`.
 
     Raises:
-        ImageSourceError: there is none; a folder holds several splits; or some of `-00000-of-00014` are absent.
+        ImageSourceError: there is none; a folder holds several splits; or of `-00000-of-00014` some are absent or
+            there twice.
     """
     if path.is_file():
         return [path]
@@ -54,13 +63,37 @@ def matching(path: Path, endings: Sequence[str]) -> list[Path]:
 
 
 def _check_numbers(found: Sequence[Path], path: Path) -> None:
-    numbered = [match for entry in found if (match := _NUMBERED.match(entry.stem))]
-    splits = sorted({match["split"] for match in numbered if "-" in match[0]})
+    counted: dict[str, dict[str, list[int]]] = {}
+    splits: set[str] = set()
+    for stem in sorted(entry.stem for entry in found):
+        if match := _SHARD.fullmatch(stem):
+            counted.setdefault(match["split"], {}).setdefault(match["count"], []).append(int(match["number"]))
+            splits.add(match["split"])
+        elif match := _UNCOUNTED_SHARD.fullmatch(stem):
+            splits.add(match["split"])
     if len(splits) > 1 and path.is_dir():
         raise ImageSourceError(
-            f"{path} holds the files of {', '.join(splits[:3])}: name those that you mean by a pattern, such as "
-            f"{path / splits[-1]}-*"
+            f"{path} holds the files of {', '.join(sorted(splits)[:3])}: name those that you mean by a pattern, such "
+            f"as {path / max(splits)}-*"
         )
-    for count in {int(match["count"]) for match in numbered if match["count"]}:
-        if len(numbered) != count:
-            raise ImageSourceError(f"{path}: there are {len(numbered)} files numbered 'of {count}': some are missing")
+    for split, by_count in counted.items():
+        if len(by_count) > 1:
+            raise ImageSourceError(f"{path}: {split} is there several times, in {' and in '.join(by_count)} files")
+        ((count, numbers),) = by_count.items()
+        first = 0 if 0 in numbers else 1  # some writers count from 1
+        if len(numbers) != int(count) or sorted(numbers) != list(range(first, first + len(numbers))):
+            raise ImageSourceError(
+                f"{path}: of {split}-...-of-{count} there are the files {_ranges(numbers)}: some are missing, or there "
+                "twice"
+            )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0 to 3, 5` of 0, 1, 2, 3, 5."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from simhpc.errors import ImageSourceError
-from simhpc.images.files import check_is_image, is_ignored
-from simhpc.images.ground_truth import read_classes
+from simhpc.images.files import check_is_image, is_ignored, is_image
+from simhpc.images.ground_truth import DEVKIT_TABLES, read_classes
 from simhpc.images.source import Listing
 from simhpc.images.tarfiles import members
 
@@ -18,14 +19,14 @@ def flat(root: Path, ground_truth: Path) -> Listing:
     timm's reader of folders takes the class from the folder, which here is none.
 
     Args:
-        ground_truth: the file that tells the classes; it may lie among the images.
+        ground_truth: the file that tells the classes; it may lie among the images, as may the devkit's tables.
 
     Raises:
         ImageSourceError: no such folder or tar, a damaged one, something that is not an image; or see `read_classes`.
     """
     if root.is_dir():
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-        entries = [entry for entry in entries if not is_ignored(entry.name) and Path(entry.path) != ground_truth]
+        entries = [entry for entry in entries if not is_ignored(entry.name) and not _tells_classes(entry, ground_truth)]
         for entry in entries:
             if entry.is_dir():
                 raise ImageSourceError(f"{entry.path} is a folder: where each class has one, the layout is 'folder:'")
@@ -53,3 +54,12 @@ def flat(root: Path, ground_truth: Path) -> Listing:
     if not paths:
         raise ImageSourceError(f"images.source: {root} holds no images")
     return Listing(str(root), paths, read_classes(ground_truth, paths), read, size_bytes)
+
+
+def _tells_classes(entry: os.DirEntry[str], ground_truth: Path) -> bool:
+    if entry.name in DEVKIT_TABLES:
+        return True
+    # One path may be written in many ways. Images are not compared: fifty thousand would take minutes on a network.
+    with suppress(OSError):
+        return not is_image(entry.name) and ground_truth.samefile(entry.path)
+    return False

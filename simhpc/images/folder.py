@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from simhpc.errors import ImageSourceError
-from simhpc.images.files import check_is_image, is_ignored
+from simhpc.images.files import check_is_image, is_ignored, is_image
 from simhpc.images.source import Listing
 
 
@@ -14,20 +14,24 @@ def class_folders(root: Path) -> Listing:
     """List the images of class folders.
 
     Raises:
-        ImageSourceError: no such folder, no class folders, an empty one, or something in it that is not an image.
+        ImageSourceError: no such folder, no class folders, an empty one, something in one that is not an image, or an
+            image beside them.
     """
     from simhpc.zoo.timm_import import timm
 
     if not root.is_dir():
         raise ImageSourceError(f"images.source: no folder {root}")
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not is_ignored(entry.name))
+    entries = sorted((entry for entry in root.iterdir() if not is_ignored(entry.name)), key=lambda entry: entry.name)
+    folders = [entry.name for entry in entries if entry.is_dir()]
     if not folders:
         raise ImageSourceError(f"images.source: {root} holds no class folders")
+    if loose := [entry for entry in entries if is_image(entry.name) and not entry.is_dir()]:
+        raise ImageSourceError(f"{loose[0]} lies in no class folder")
     for name in folders:
         _check_contents(root / name)
-    # timm's indices are not used (labels.py gives them); the map keeps hidden folders out.
+    # timm's indices are not used (labels.py gives them); the map keeps hidden folders out. A class may be called `val`.
     reader = timm.data.create_dataset(
-        "", root=str(root), class_map={name: index for index, name in enumerate(folders)}
+        "", root=str(root), search_split=False, class_map={name: index for index, name in enumerate(folders)}
     ).reader
     # timm reads hidden files such as macOS's `._1.png` too.
     kept = [k for k, name in enumerate(reader.filenames()) if not is_ignored(Path(name).name)]

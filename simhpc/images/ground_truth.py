@@ -10,6 +10,9 @@ from simhpc.errors import ImageSourceError
 from simhpc.images.labels import is_synset
 from simhpc.images.names import stem
 
+DEVKIT_TABLES = ("meta.mat", "map_clsloc.txt")
+"""Files beside ILSVRC's ground truth that tell the synset of each of its numbers."""
+
 
 def read_classes(path: Path, images: Sequence[str]) -> list[str]:
     """The class of every image, as a synset or a class index.
@@ -85,7 +88,7 @@ def _from_devkit(path: Path, ids: Sequence[str]) -> list[str]:
 
 def _devkit_synsets(path: Path) -> dict[str, str]:
     """The synset of every ID of the devkit that a ground-truth file belongs to."""
-    meta, text = path.with_name("meta.mat"), path.with_name("map_clsloc.txt")
+    meta, text = (path.with_name(name) for name in DEVKIT_TABLES)
     try:
         if meta.exists():
             from scipy.io import loadmat

@@ -162,6 +162,8 @@ def _group(table: Any, load: Callable[[], Any]) -> _Group:
     import pyarrow.compute
 
     images = table.column("image")
+    if images.null_count:
+        raise ValueError("a row has no image")
     paths = pyarrow.compute.struct_field(images, "path").to_pylist()
     return _Group(table.column("label").to_pylist(), [name or "" for name in paths], load)
 
@@ -178,5 +180,8 @@ def _class_names(schema: Any) -> list[str]:
     described = (schema.metadata or {}).get(b"huggingface")
     if described is None:
         return []
-    label = json.loads(described).get("info", {}).get("features", {}).get("label", {})
-    return [str(name) for name in label.get("names") or []]
+    found = json.loads(described)
+    # Anything on the way may be null or of another kind.
+    for key in ("info", "features", "label", "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [str(name) for name in found] if isinstance(found, list) else []

@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simhpc.errors import ImageSourceError, nearest
 
 # Lists of the thousand names in words differ in a few spellings: timm has "crane" twice, the bird and the machine.
@@ -75,6 +78,24 @@ def class_names(indices: dict[str, int], labels: str, numbered_names: Sequence[s
         return list(numbered_names)
     names = {index: name for name, index in indices.items()}
     return [names.get(index, "") for index in range(max(names) + 1)]
+
+
+def is_all_of_imagenet(classes: Sequence[str], labels: NDArray[np.int32]) -> bool:
+    """Whether there are images of all of ImageNet's 1,000 classes, and of no others.
+
+    The order does not count: a permuted one is what the accuracy check is there to find. Classes without names have to
+    be called by all the indices that ImageNet's models answer with, 0 to 999.
+
+    Args:
+        classes: name of each class by class index, as a source gives them.
+        labels: int32 (n,), class index of each image.
+    """
+    numbers = [str(index) for index in range(len(classes))]
+    return (
+        len(classes) == 1000
+        and len(np.unique(labels)) == 1000
+        and (list(classes) == numbers or set(classes) == set(imagenet_synsets()))
+    )
 
 
 def check_classes(training: list[str], shown: list[str], where: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from simhpc.errors import ImageSourceError, nearest
+from simhpc.images.files import is_image
 
 # Hugging Face's ImageNet writes the synset behind the original name: ILSVRC2012_val_00000001_n01751748.JPEG.
 _SYNSET_AT_END = re.compile(r"(?<=.)_n\d{8}$")
@@ -16,9 +17,7 @@ _SYNSET_AT_END = re.compile(r"(?<=.)_n\d{8}$")
 def stem(path: str) -> str:
     """`ILSVRC2012_val_00000001` of `val/n01751748/ILSVRC2012_val_00000001_n01751748.JPEG`."""
     name = PurePosixPath(path).name
-    ending = PurePosixPath(name).suffix
-    # Only what looks like an image's ending: a name of a list may have none, and hold a dot.
-    return _SYNSET_AT_END.sub("", name.removesuffix(ending) if _is_ending(ending) else name)
+    return _SYNSET_AT_END.sub("", _without_ending(name))
 
 
 def canonical_names(paths: Sequence[str], where: str) -> list[str]:
@@ -40,7 +39,7 @@ def canonical_names(paths: Sequence[str], where: str) -> list[str]:
 
 
 def find(wanted: Sequence[str], names: Sequence[str], where: str) -> list[int]:
-    """Positions of the wanted images, each by its name or, failing that, by its stem.
+    """Positions of the wanted images, each by its name, by as much of its path as a name has, or else by its stem.
 
     Args:
         wanted: names or paths of images, of this layout or another.
@@ -56,7 +55,7 @@ def find(wanted: Sequence[str], names: Sequence[str], where: str) -> list[int]:
         by_stem.setdefault(stem(name), []).append(position)
     found: dict[int, str] = {}
     for name in wanted:
-        candidates = [exact[name]] if name in exact else by_stem.get(stem(name), [])
+        candidates = _by_path(name, exact) or _with_the_same_end(name, names, by_stem.get(stem(name), []))
         if not candidates:
             raise ImageSourceError(f"{where}: {name!r} is not among the images{_like(name, names)}")
         if len(candidates) > 1:
@@ -67,13 +66,30 @@ def find(wanted: Sequence[str], names: Sequence[str], where: str) -> list[int]:
     return list(found)
 
 
+def _by_path(wanted: str, exact: Mapping[str, int]) -> list[int]:
+    """The image that is called like a path or, failing that, like its longest possible end; at most one."""
+    for path in (wanted, _without_ending(wanted)):
+        parts = path.split("/")
+        for first in range(len(parts)):
+            if (name := "/".join(parts[first:])) in exact:
+                return [exact[name]]
+    return []
+
+
+def _with_the_same_end(wanted: str, names: Sequence[str], candidates: list[int]) -> list[int]:
+    """Those candidates whose path ends like the wanted one; all of them where none does."""
+    if len(candidates) > 1:
+        for form in (str, _without_ending):
+            if found := [
+                position for position in candidates if f"/{form(names[position])}".endswith(f"/{form(wanted)}")
+            ]:
+                return found
+    return candidates
+
+
 def _without_ending(path: str) -> str:
-    ending = PurePosixPath(path).suffix
-    return path.removesuffix(ending) if _is_ending(ending) else path
-
-
-def _is_ending(ending: str) -> bool:
-    return ending.lower() in (".jpg", ".jpeg", ".png")
+    # Only an image's ending: a name of a list may have none, and hold a dot.
+    return path.removesuffix(PurePosixPath(path).suffix) if is_image(path) else path
 
 
 def _like(name: str, names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from simhpc import image_list
 from simhpc.errors import ImageSourceError
 from simhpc.images.labels import class_indices, class_names
 from simhpc.images.names import canonical_names
@@ -77,11 +78,16 @@ class EncodedImages:
         labels: the study's `images.labels`.
 
     Raises:
-        ImageSourceError: two images with one path, or a class without an index.
+        ImageSourceError: two images with one path, a name that no list can hold, or a class without an index.
     """
 
     def __init__(self, listing: Listing, labels: str) -> None:
         names = canonical_names(listing.paths, listing.where)
+        if unfit := next((name for name in names if not image_list.is_listable(name)), None):
+            raise ImageSourceError(
+                f"{listing.where}: an image is called {unfit!r}: a name with control characters, bytes that are no "
+                "UTF-8 or space around it could not be written to images.txt; rename it"
+            )
         order = sorted(range(len(names)), key=names.__getitem__)
         indices = class_indices(
             set(listing.classes),

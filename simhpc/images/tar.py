@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from simhpc.errors import ImageSourceError
-from simhpc.images.files import check_is_image, is_ignored, matching
+from simhpc.images.files import IMAGE_ENDINGS, check_is_image, is_ignored, matching
 from simhpc.images.source import Listing
 from simhpc.images.tarfiles import Member, members
 
@@ -70,9 +70,11 @@ def _webdataset(archive: Path, inside: list[Member]) -> list[tuple[str, str, Mem
             raise ImageSourceError(f"{archive} holds {member.path} twice")
     found = []
     for key, fields in samples.items():
-        encoded = [(field, member) for field, member in fields.items() if field in ("jpg", "jpeg", "png")]
+        encoded = [(field, member) for field, member in fields.items() if f".{field}" in IMAGE_ENDINGS]
         if len(encoded) != 1:
-            raise ImageSourceError(f"{archive}: {key} has {len(encoded)} images (jpg, jpeg or png) instead of one")
+            raise ImageSourceError(
+                f"{archive}: {key} has {len(encoded)} images ({', '.join(IMAGE_ENDINGS)}) instead of one"
+            )
         field, member = encoded[0]
         found.append((f"{archive.stem}/{key}.{field}", key, fields, member))
     # One opening for all classes: on a network file system, fifty thousand would take minutes.

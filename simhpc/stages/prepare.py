@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
 from simhpc.store.atomic import write_text
 from simhpc.store.checkpoint import file_sha256
-from simhpc.study import Model, Study, differences, dump_study
+from simhpc.study import Model, Study, differences, dump_study, is_list_gone
 from simhpc.zoo.registry import expected_top1_percent
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def check(study: Study) -> Study:
     Raises:
         ModelError, ImageSourceError, StudyError: the first thing that is wrong.
     """
-    source = _open_source(study)
-    return _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
+    shown, _ = _look_at_source(study)
+    return _resolve(study, shown, {}, list_sha256=_list_sha256(study))
 
 
 def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
@@ -45,7 +45,8 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     Args:
         study: as loaded from its file.
         root: an existing run directory, or a path where one can be made.
-        dry_run: check everything, but write nothing: the run that is returned may not exist.
+        dry_run: check everything, but write nothing: the run that is returned may not exist, and an image set that has
+            gone is not drawn again and compared.
 
     Raises:
         StudyError: `root` answers another study, or holds something else.
@@ -57,21 +58,27 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     if not run_dir.study.exists():
         if root.exists() and (not root.is_dir() or any(not _is_unfinished(entry, run_dir) for entry in root.iterdir())):
             raise StudyError(f"{root} exists and is not a run directory: choose another --out")
-        source = _open_source(study)
-        resolved = _resolve(study, source.classes, {}, spare_images=len(source.labels) > study.images.n)
+        shown, source = _look_at_source(study)
+        resolved = _resolve(study, shown, {}, list_sha256=_list_sha256(study))
         if dry_run:
             return Run(run_dir, resolved)
         with _removed_on_failure(root):
             chosen = _store_images(resolved, source, run_dir)
             _write_list(chosen.ids, run_dir)
-            _freeze(resolved, _Frozen(_versions(), given, image_set.identity(run_dir.images)), run_dir)
+            frozen = _Frozen(_versions(), given, image_set.identity(run_dir.images), shown.imagenet)
+            _freeze(resolved, frozen, run_dir)
         return Run(run_dir, resolved)
 
     held = open_run(root).study
     frozen = _read_frozen(run_dir)
-    images = _held_images(held, frozen, run_dir)
     known = {model.key: model for model in held.models if _is_known(model, given.get(model.key), frozen)}
-    resolved = _resolve(study, images.classes, known, spare_images=True)
+    list_sha256 = _list_sha256(study, held)
+    if dry_run and not run_dir.images.exists():
+        shown, _ = _look_at_source(held)
+    else:
+        images = _held_images(held, frozen, run_dir)
+        shown = _Shown(images.classes, imagenet=frozen.shows_imagenet, leaves_images=True)
+    resolved = _resolve(study, shown, known, list_sha256=list_sha256)
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
@@ -81,7 +88,7 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     if not dry_run and not run_dir.image_list.exists():
         _write_list(images.ids, run_dir)
     if not dry_run and (resolved != held or given != frozen.given):
-        _freeze(resolved, _Frozen(frozen.versions, given, frozen.images_sha256), run_dir)
+        _freeze(resolved, replace(frozen, given=given), run_dir)
     return Run(run_dir, resolved)
 
 
@@ -101,11 +108,28 @@ class _Frozen:
         versions: of the libraries that the run directory was begun with.
         given: SHA-256 of each model's entry as its author wrote it, before it was resolved.
         images_sha256: identity of the image set.
+        shows_imagenet: `_Shown.imagenet`; absent in runs that were begun before this was written down.
     """
 
     versions: dict[str, str]
     given: dict[str, str]
     images_sha256: str
+    shows_imagenet: bool = False
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What models have to know of the images that they are shown.
+
+    Attributes:
+        classes: name of each class by class index.
+        imagenet: whether they are drawn from all of ImageNet's classes; with a list, whether it has images of all.
+        leaves_images: whether the image set leaves any image of its source to train on.
+    """
+
+    classes: list[str]
+    imagenet: bool
+    leaves_images: bool
 
 
 def _read_frozen(run_dir: RunDir) -> _Frozen:
@@ -115,16 +139,12 @@ def _read_frozen(run_dir: RunDir) -> _Frozen:
         raise BadFileError(f"{run_dir.frozen} cannot be read: {error}") from None
 
 
-def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare_images: bool) -> Study:
-    """Complete the attack, and every model that is not `known`.
+def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha256: str | None) -> Study:
+    """Complete the image section, the attack, and every model that is not `known`.
 
     Args:
-        classes: of the image set.
         known: resolved entries by key.
-        spare_images: whether the image set leaves any image of its source to train on.
     """
-    from simhpc.images import list_sha256
-
     attack, resolved = resolve_attack(study.attack), dict(known)
     new = [model for model in study.models if model.key not in known]
     if new:
@@ -132,14 +152,14 @@ def _resolve(study: Study, classes: list[str], known: dict[str, Model], *, spare
         from simhpc.zoo.resolve import resolve_model
 
         for model in new:
-            resolved[model.key] = resolve_model(model, len(classes))
-        _check_training(study, new, classes, spare_images=spare_images)
-    images = study.images.model_copy(
-        update={"size_px": study.images.size_px or 8, "list_sha256": list_sha256(study.images)}
-    )
+            resolved[model.key] = resolve_model(model, len(shown.classes))
+        _check_training(study, new, shown)
+    images = study.images.model_copy(update={"size_px": study.images.size_px or 8, "list_sha256": list_sha256})
     # Of known models too: the expectation may change between runs.
     models = tuple(
-        resolved[model.key].model_copy(update={"expected_top1_percent": expected_top1_percent(model, classes)})
+        resolved[model.key].model_copy(
+            update={"expected_top1_percent": expected_top1_percent(model, shows_imagenet=shown.imagenet)}
+        )
         for model in study.models
     )
     return study.model_copy(update={"images": images, "attack": attack, "models": models})
@@ -156,15 +176,26 @@ def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:
     )
 
 
-def _open_source(study: Study) -> Source:
-    from simhpc.images import open_source, selection
+def _look_at_source(study: Study) -> tuple[_Shown, Source]:
+    from simhpc.images import is_all_of_imagenet, open_source, selection
 
     source = open_source(study.images)
-    selection(study.images, source, study.seed)
-    return source
+    positions = selection(study.images, source, study.seed)
+    labels = source.labels if study.images.list is None else source.labels[positions]
+    imagenet = is_all_of_imagenet(source.classes, labels)
+    return _Shown(source.classes, imagenet, leaves_images=len(source.labels) > study.images.n), source
 
 
-def _check_training(study: Study, models: list[Model], classes: list[str], *, spare_images: bool) -> None:
+def _list_sha256(study: Study, held: Study | None = None) -> str | None:
+    """Identity of the study's list; once a run is begun from it, the list itself is not needed any more."""
+    from simhpc.images import list_sha256
+
+    if held is not None and is_list_gone(study.images, held.images):
+        return study.images.list_sha256 or held.images.list_sha256
+    return list_sha256(study.images)
+
+
+def _check_training(study: Study, models: list[Model], shown: _Shown) -> None:
     """Every model that is trained here has images to train on, and settings that timm takes."""
     from simhpc.images import check_classes, open_source
     from simhpc.zoo.training import check_settings
@@ -173,13 +204,13 @@ def _check_training(study: Study, models: list[Model], classes: list[str], *, sp
     for key, training in sections.items():
         check_settings(key, training)
     for where in {training.images for training in sections.values()}:
-        if where is None and not spare_images:
+        if where is None and not shown.leaves_images:
             raise StudyError(
                 f"images.n = {study.images.n} takes every image of {study.images.source}: none is left to train on. "
                 "Lower n, or set training.images"
             )
         if where is not None:
-            check_classes(open_source(study.images, where).classes, classes, where)
+            check_classes(open_source(study.images, where).classes, shown.classes, where)
 
 
 def _store_images(study: Study, source: Source, run_dir: RunDir) -> image_set.ImageSet:
@@ -198,7 +229,7 @@ def _held_images(held: Study, frozen: _Frozen, run_dir: RunDir) -> image_set.Ima
     """
     is_drawn_again = not run_dir.images.exists()
     if is_drawn_again:
-        _store_images(held, _open_source(held), run_dir)
+        _store_images(held, _look_at_source(held)[1], run_dir)
     found = image_set.load(run_dir.images)
     if found.sha256 != frozen.images_sha256 or found.settings_sha256 != held.settings_sha256():
         if is_drawn_again:

@@ -82,17 +82,17 @@ def by_timm_name(timm_name: str) -> PaperModel | None:
     return next((entry for entry in paper_models() if entry.timm == timm_name), None)
 
 
-def expected_top1_percent(model: Model, classes: list[str]) -> float | None:
-    """What accuracy a study's entry should have on images of these classes; None if nothing is known.
+def expected_top1_percent(model: Model, *, shows_imagenet: bool) -> float | None:
+    """What accuracy a study's entry should have; None if nothing is known.
 
     Args:
-        classes: of the image set, by index; "" where it has none. Only all of ImageNet's 1,000 are like the images
-            on which the table's numbers were measured.
+        shows_imagenet: whether the images are of all of ImageNet's classes (`images.is_all_of_imagenet`): only those
+            are like the ones on which the table's numbers were measured.
     """
     if model.expected_top1_percent is not None:
         return model.expected_top1_percent
     known = by_timm_name(model.timm_name) if model.is_pretrained else None
-    return known.top1_percent if known and len(classes) == 1000 and all(classes) else None
+    return known.top1_percent if known and shows_imagenet else None
 
 
 def substitution(model: Model) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layouts import folder, images, photos
+from layouts import folder, images, photos, write_file
 
 from simhpc import image_list
 from simhpc import images as im
@@ -77,11 +77,35 @@ def test_a_list_that_cannot_be_read(tmp_path):
         image_list.read(tmp_path / "binary")
 
 
-@given(st.lists(st.from_regex(r"[a-z0-9_/.-]{1,20}", fullmatch=True), min_size=1, unique=True), st.randoms())
+_NAMES = st.text(st.characters(), max_size=9) | st.from_regex(r"[#\\ a-z0-9_/.-]{1,9}", fullmatch=True)
+
+
+@given(st.lists(_NAMES.filter(image_list.is_listable), min_size=1, unique=True), st.randoms())
 def test_a_list_that_is_written_is_read_back(tmp_path_factory, names, random):
     path = tmp_path_factory.mktemp("lists") / "images.txt"
-    path.write_text(image_list.text(names))
+    path.write_text(image_list.text(names), encoding="utf-8")
     assert image_list.read(path) == names
     shuffled = random.sample(names, len(names))
     assert image_list.sha256(shuffled) == image_list.sha256(names)
     assert image_list.sha256([*names, "another"]) != image_list.sha256(names)
+
+
+def test_a_run_of_images_with_odd_names_is_repeated_from_its_list(tmp_path):
+    names = ["#1", "# 2", "\\#3", "é ü", "5"]
+    for number, name in enumerate(names):
+        write_file(tmp_path / "f" / "a" / f"{name}.jpg", photos()[number].jpeg)
+    spec = images({"source": f"folder:{tmp_path / 'f'}"}, n=5)
+    ids = [im.open_source(spec).names[position] for position in im.selection(spec, im.open_source(spec), 0)]
+    assert sorted(ids) == sorted(names)
+    write_file(tmp_path / "images.txt", image_list.text(ids))
+    listed = images({"source": f"folder:{tmp_path / 'f'}"}, n=5, list=str(tmp_path / "images.txt"))
+    assert im.selection(listed, im.open_source(listed), 0).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\rb", "a\tb", " a", "a ", "a\u2028b", "a\x85b", "a\x1cb", "a\udcffb", "\u3000a"]
+)
+def test_names_that_no_list_can_hold_are_refused_when_the_source_is_opened(name, tmp_path):
+    write_file(tmp_path / "f" / "a" / f"{name}.jpg", photos()[0].jpeg)
+    with pytest.raises(ImageSourceError, match="an image is called '.*': a name with control characters"):
+        im.open_source(images({"source": f"folder:{tmp_path / 'f'}"}))

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from layouts import devkit_ids, flat_caffe, flat_devkit, flat_kaggle, flat_tar, images, photos, write_file, write_tar
+from layouts import (
+    devkit_ids,
+    flat_caffe,
+    flat_devkit,
+    flat_devkit_text,
+    flat_kaggle,
+    flat_tar,
+    images,
+    photos,
+    write_file,
+    write_tar,
+)
 
 from simhpc import images as im
 from simhpc.errors import ImageSourceError
@@ -103,3 +116,17 @@ def test_a_damaged_tar(tmp_path):
     path.write_bytes(path.read_bytes()[:7000])
     with pytest.raises(ImageSourceError, match="is cut off|cannot be read as a tar"):
         im.open_source(images(spec))
+
+
+@pytest.mark.parametrize("layout", [flat_devkit, flat_devkit_text])
+def test_the_devkits_files_may_lie_among_the_images(layout, tmp_path):
+    spec = layout(tmp_path)
+    expected = im.open_source(images(spec)).labels.tolist()
+    for path in (tmp_path / "devkit").iterdir():
+        path.rename(tmp_path / "val" / path.name)
+    truth = tmp_path / "val" / Path(spec["ground_truth"]).name
+    # However its path is written.
+    for path in (truth, tmp_path / "val" / ".." / "val" / truth.name):
+        assert im.open_source(images({**spec, "ground_truth": str(path)})).labels.tolist() == expected
+    spec["source"] = f"flat:{tmp_path}/val/../val"
+    assert im.open_source(images({**spec, "ground_truth": str(truth)})).labels.tolist() == expected

@@ -174,3 +174,19 @@ def test_more_images_than_there_are(tmp_path):
     root = make_folder(tmp_path / "f", {"a": 2})
     with pytest.raises(ImageSourceError, match="3 images asked for, folder:.* has 2"):
         im.selection(spec(root, n=3), opened(root), 0)
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "train", "test"])
+def test_a_class_may_be_called_like_a_split(name, tmp_path):
+    root = make_folder(tmp_path / "f", {"aardvark": 2, name: 2})
+    assert labels_of(opened(root)) == {"aardvark/0": 0, "aardvark/1": 0, f"{name}/0": 1, f"{name}/1": 1}
+
+
+def test_images_beside_the_class_folders_are_not_left_out_without_a_word(tmp_path):
+    root = make_folder(tmp_path / "f", {"a": 2})
+    (root / "classes.txt").write_text("a")
+    (root / "._1.png").write_text("x")
+    assert len(opened(root).names) == 2
+    (root / "1.PNG").write_bytes((root / "a" / "1.png").read_bytes())
+    with pytest.raises(ImageSourceError, match="1.PNG lies in no class folder"):
+        opened(root)

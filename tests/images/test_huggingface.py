@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pyarrow
@@ -126,3 +127,28 @@ def test_names_of_stored_classes_are_kept_by_index(tmp_path):
     assert set(source.labels.tolist()) == {photo.index for photo in photos()}
     with pytest.raises(ImageSourceError, match="'sorted' numbers class folders, and there are none"):
         opened(tmp_path, "sorted")
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        None,
+        [],
+        {"info": None},
+        {"info": {"features": None}},
+        {"info": {"features": {"label": [{"dtype": "int64", "_type": "Value"}]}}},
+        {"info": {"features": {"label": {"_type": "ClassLabel", "names": None}}}},
+    ],
+)
+def test_metadata_that_tells_no_names_of_classes(described, tmp_path):
+    table = hf_table(photos(), [], hf_path).replace_schema_metadata({"huggingface": json.dumps(described)})
+    source = opened(written(tmp_path / "a.parquet", table), "index")
+    assert source.labels.tolist() == [photo.index for photo in photos()]
+
+
+def test_rows_without_an_image_are_found_before_they_are_read(tmp_path):
+    table = hf_table(photos()[:3], [], hf_path)
+    rows = [*table.column("image").to_pylist()[:2], None]
+    table = table.set_column(0, "image", pyarrow.array(rows, table.schema.field("image").type))
+    with pytest.raises(ImageSourceError, match=r"a\.parquet .*: a row has no image"):
+        opened(written(tmp_path / "a.parquet", table), "index")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simhpc.errors import ImageSourceError
 from simhpc.images import labels
-from simhpc.images.labels import class_indices, class_names, imagenet_synsets
+from simhpc.images.labels import class_indices, class_names, imagenet_synsets, is_all_of_imagenet
 
 # Class indices that every model of torchvision and timm agrees on.
 KNOWN = {"n01440764": 0, "n02099601": 207, "n02123045": 281, "n02391049": 340, "n15075141": 999}
@@ -62,3 +63,27 @@ def test_sorted_is_refused_should_timms_order_ever_be_another(monkeypatch):
 def test_labels_that_do_not_suit_the_classes(classes, how, expected):
     with pytest.raises(ImageSourceError, match=expected):
         class_indices(classes, how, "x")
+
+
+EVERY = np.arange(1000, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown", "expected"),
+    [
+        (imagenet_synsets(), EVERY, True),
+        (imagenet_synsets(), np.repeat(EVERY[::-1], 2), True),
+        # A permuted label map is what the expectation is there to find.
+        (imagenet_synsets()[::-1], EVERY, True),
+        ([str(index) for index in range(1000)], EVERY, True),
+        # Under labels = "imagenet", a source of ten classes names all thousand.
+        (imagenet_synsets(), EVERY[:10], False),
+        (imagenet_synsets(), EVERY[1:], False),
+        ([f"n{number:08d}" for number in range(1000)], EVERY, False),
+        ([f"bird {number}" for number in range(1000)], EVERY, False),
+        ([str(index) for index in range(1001)], np.arange(1001, dtype=np.int32), False),
+        ([str(index) for index in range(10)], EVERY[:10], False),
+    ],
+)
+def test_what_all_of_imagenet_is(classes, shown, expected):
+    assert is_all_of_imagenet(classes, shown.astype(np.int32)) is expected

@@ -36,6 +36,22 @@ def test_names_are_as_short_as_they_can_be():
         canonical_names(["a/0.png", "a/0.png"], "x")
 
 
+def test_a_path_finds_its_image_where_stems_are_not_unique():
+    names = ["0/1", "1/1", "1/2"]
+    assert find(["0/1.png", "val/1/1.JPEG", "./1/2"], names, "list") == [0, 1, 2]
+    endings = ["v/a/0.jpg", "v/a/0.png", "v/b/0.png"]
+    assert find(["a/0.png", "x/v/a/0.jpg", "b/0"], endings, "list") == [1, 0, 2]
+    with pytest.raises(ImageSourceError, match="list: 'a/0' may be any of 2 images: 'v/a/0.jpg', 'v/a/0.png'"):
+        find(["a/0"], endings, "list")
+
+
+@given(st.lists(st.from_regex(r"[ab]/[ab]/[01]\.(png|jpg)", fullmatch=True), min_size=1, unique=True))
+def test_full_paths_always_find_their_images(paths):
+    names = canonical_names(paths, "x")
+    assert find(paths, names, "list") == list(range(len(paths)))
+    assert find([f"imagenet/{path}" for path in paths], names, "list") == list(range(len(paths)))
+
+
 _PATHS = st.lists(st.from_regex(r"[ab]/[01_.n]{1,3}(\\.png|\\.JPEG)?", fullmatch=True), min_size=1, unique=True)
 
 

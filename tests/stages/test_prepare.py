@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from layouts import flat_devkit, parquet, photos, tar_of_folders, webdataset
+from layouts import flat_devkit, parquet, photos, tar_of_folders, webdataset, write_tar
 from PIL import Image
 from tiny import tiny, write_study
 
 from simhpc.errors import BadFileError, ImageSourceError, ModelError, SimhpcError, StudyError
-from simhpc.rundir import open_run
+from simhpc.images.labels import imagenet_synsets
+from simhpc.rundir import open_run, study_and_root
 from simhpc.stages import inputs, train
 from simhpc.stages.prepare import check, prepare, version_changes
 from simhpc.store import image_set
@@ -256,3 +257,76 @@ def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
     with pytest.raises(ImageSourceError, match="ILSVRC2012_val_00000008.JPEG is not a readable image"):
         prepare(given, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def of_imagenet(tmp_path, indices, **more):
+    """A study of one of the paper's models, shown images of these classes."""
+    jpeg = photos()[0].jpeg
+    files = [(f"{imagenet_synsets()[index]}/{index:03d}.jpg", jpeg + bytes([index % 256])) for index in indices]
+    source = f"tar:{write_tar(tmp_path / f'{len(indices)}.tar', files)}"
+    raw = tiny(
+        models=[{"key": "r", "timm": "resnet50", "weights": "pretrained:a1_in1k"}],
+        images={"source": source, "labels": "imagenet", "n": 3, "size_px": 16, **more},
+    )
+    return load_study(write_study(tmp_path / "study.toml", raw))
+
+
+def test_a_part_of_imagenet_has_no_expected_accuracy(tmp_path):
+    part = of_imagenet(tmp_path, range(0, 100, 10))
+    for _ in range(2):
+        assert prepare(part, tmp_path / "part").study.model("r").expected_top1_percent is None
+    whole = of_imagenet(tmp_path, range(1000))
+    # At first from the source, then from what was written down.
+    for _ in range(2):
+        assert prepare(whole, tmp_path / "whole").study.model("r").expected_top1_percent == 80.374
+    (tmp_path / "list.txt").write_text("000\n010\n020\n")
+    listed = of_imagenet(tmp_path, range(1000), list="list.txt")
+    assert check(listed).model("r").expected_top1_percent is None
+
+
+def test_a_list_that_is_gone_is_not_missed_by_a_run_begun_from_it(tmp_path):
+    (tmp_path / "list.txt").write_text("digits-0001\ndigits-0002\ndigits-0003\n")
+    raw = tiny(("cnn",))
+    raw["images"] = {"source": "sklearn-digits", "list": "list.txt"}
+    file = write_study(tmp_path / "study.toml", raw)
+    given, root = study_and_root(file, tmp_path / "run")
+    run = prepare(given, root)
+    before = run.dir.study.read_bytes()
+    (tmp_path / "list.txt").rename(tmp_path / "moved.txt")
+    given, root = study_and_root(file, tmp_path / "run")
+    assert prepare(given, root) == run
+    assert run.dir.study.read_bytes() == before
+    # Another run needs it, and so does a study that names another one.
+    with pytest.raises(ImageSourceError, match="cannot read .*list.txt"):
+        study_and_root(file, tmp_path / "other")
+    raw["images"]["n"] = 3
+    with pytest.raises(ImageSourceError, match="cannot read .*list.txt"):
+        prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "other")
+    raw["images"]["list_sha256"] = "0" * 64
+    with pytest.raises(StudyError, match="images.list_sha256: run directory has"):
+        prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
+    raw["images"] = {"source": "sklearn-digits", "list": "none.txt"}
+    with pytest.raises(ImageSourceError, match="cannot read .*none.txt"):
+        study_and_root(write_study(tmp_path / "study.toml", raw), tmp_path / "run")
+    # Where it is there again, what it says counts.
+    (tmp_path / "list.txt").write_text("digits-0004\n")
+    with pytest.raises(StudyError, match="images.n: run directory has 3, study has 1"):
+        prepare(
+            study_and_root(write_study(file, {**raw, "images": {**raw["images"], "list": "list.txt"}}), root)[0], root
+        )
+
+
+@pytest.mark.parametrize("name", ["x" * 1000, "a\0b", "../..", 7])
+def test_a_name_that_is_none_is_told_as_ever(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="name"):
+        study_and_root(write_study(tmp_path / "study.toml", tiny(name=name)), None)
+
+
+def test_a_dry_run_draws_no_lost_images(make_study, tmp_path):
+    run = prepare(make_study(("cnn",)), tmp_path / "run")
+    run.dir.images.unlink()
+    run.dir.image_list.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")}
+    assert prepare(make_study(("cnn",)), tmp_path / "run", dry_run=True) == run
+    assert {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")} == before
