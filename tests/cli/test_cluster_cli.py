@@ -23,6 +23,8 @@ from tiny import tiny, write_study
 
 from simhpc.cluster import ledger
 from simhpc.rundir import open_run
+from simhpc.stages.prepare import prepare
+from simhpc.study import load_study
 
 
 @pytest.fixture
@@ -121,6 +123,21 @@ def test_a_dry_run_writes_nothing(simhpc, slurm, study_file, profile, tmp_path):
     assert slurm.calls("sbatch") == []
     code, out, _ = simhpc("submit", "train", study_file, "--profile", profile, "--out", root, "--dry-run", "--json")
     assert json.loads(out)["would_submit"][0]["models"] == ["cnn", "vit"]
+
+
+def test_a_study_whose_list_is_gone_is_still_compared_with_its_run(simhpc, slurm, profile, tmp_path):
+    (tmp_path / "list.txt").write_text("digits-0001\ndigits-0002\n")
+    raw = tiny(("cnn",))
+    raw["images"] = {"source": "sklearn-digits", "list": "list.txt"}
+    file = write_study(tmp_path / "study.toml", raw)
+    prepare(load_study(file), tmp_path / "run")
+    (tmp_path / "list.txt").unlink()
+    write_study(file, {**raw, "seed": 8})
+    for command in (("submit", "all", file, "--profile", profile), ("plan", file), ("run", file)):
+        code, _, err = simhpc(*command, "--out", tmp_path / "run")
+        assert (code, "seed: run directory has 7, study has 8" in err) == (2, True)
+        code, _, err = simhpc(*command, "--out", tmp_path / "other")
+        assert (code, "images.list: cannot read" in err) == (2, True)
 
 
 def test_only_some_models_as_json(simhpc, slurm, study_file, profile, tmp_path):

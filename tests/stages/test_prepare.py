@@ -310,10 +310,9 @@ def test_a_list_that_is_gone_is_not_missed_by_a_run_begun_from_it(tmp_path):
         study_and_root(write_study(tmp_path / "study.toml", raw), tmp_path / "run")
     # Where it is there again, what it says counts.
     (tmp_path / "list.txt").write_text("digits-0004\n")
+    raw["images"]["list"] = "list.txt"
     with pytest.raises(StudyError, match="images.n: run directory has 3, study has 1"):
-        prepare(
-            study_and_root(write_study(file, {**raw, "images": {**raw["images"], "list": "list.txt"}}), root)[0], root
-        )
+        prepare(study_and_root(write_study(file, raw), root)[0], root)
 
 
 @pytest.mark.parametrize("name", ["x" * 1000, "a\0b", "../..", 7])
