@@ -13,6 +13,8 @@ from simhpc.study import DataConfig, Model
 from simhpc.zoo import own, weights
 from simhpc.zoo.timm_import import timm
 
+_IMAGENET_CLASSES = 1000
+
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
 
@@ -43,6 +45,7 @@ def _resolve_timm(model: Model, num_classes: int) -> tuple[Model, torch.nn.Modul
         )
     if model.is_pretrained:
         _check_tag(model)
+        _check_head(model, num_classes)
     model = _with_data_config(model, _pretrained_cfg(model))
     return model, _skeleton(model, num_classes)
 
@@ -160,6 +163,25 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
         )
     _check_outputs(model, logits.shape[1], num_classes)
     return skeleton
+
+
+def _check_head(model: Model, num_classes: int) -> None:
+    """That pretrained weights classify, and classify what the image set holds."""
+    outputs = _pretrained_cfg(model).get("num_classes", 0)
+    if model.args.get("num_classes", outputs) != outputs:
+        raise ModelError(
+            f"model {model.key!r}: {model.timm_name!r} has {outputs} outputs; with args.num_classes = "
+            f"{model.args['num_classes']} its classifier would be a random one. Fine-tune it and use that checkpoint"
+        )
+    if not outputs:
+        raise ModelError(f"model {model.key!r}: {model.timm_name!r} gives features, it has no classifier")
+    # Features have numbers of their own; the class of an argmax over them means nothing.
+    if num_classes <= _IMAGENET_CLASSES and outputs not in (_IMAGENET_CLASSES, num_classes):
+        also = " (ImageNet-21k's or a selection's)" if outputs in weights.HEADS_OF_21K else ", or are features"
+        raise ModelError(
+            f"model {model.key!r}: the {outputs} outputs of {model.timm_name!r} are other classes{also} than the image "
+            f"set's {num_classes}. Use weights that were fine-tuned on them, such as timm's tags that end in ft_in1k"
+        )
 
 
 def _check_outputs(model: Model, outputs: int, num_classes: int) -> None:
