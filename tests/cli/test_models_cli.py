@@ -57,11 +57,22 @@ def test_show_as_json_and_the_substitute(simhpc):
     assert "timm no longer carries" in found["paper"]["note"]
 
 
+def test_show_weights_that_no_study_could_use(simhpc):
+    code, out, err = simhpc("models", "show", "tiny_vit_5m_224.dist_in22k", "vit_small_patch16_224.dino")
+    assert (code, err) == (0, "")
+    of_21k, headless = out.split("\n\n")
+    assert "21841 outputs" in of_21k
+    assert "no head: it gives features and no classes" in headless
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("convnext_tyni", "did you mean 'convnext_tiny'"),
         ("resnet18.a1_in2k", "timm has no weights 'resnet18.a1_in2k'; did you mean 'a1_in1k'"),
+        ("resnet50.", "timm has no weights 'resnet50.'"),
+        ("resnet50.a b", "timm has no weights 'resnet50.a b'"),
+        ("resnet50.a1_in1k*", "timm has no weights 'resnet50.a1_in1k*'"),
         ("", "no model ''"),
         ("../x", "no model '../x'"),
     ],
