@@ -96,6 +96,27 @@ def test_validate_tells_of_the_substitute(simhpc, tmp_path):
     assert "note: gluon_xception65 is xception65.tf_in1k here: timm no longer carries" in out
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "submit", "components"])
+def test_other_commands_tell_of_it_on_stderr(simhpc, tmp_path, monkeypatch, slurm, command):
+    monkeypatch.chdir(tmp_path)
+    data = {"input_size_px": 32}
+    models = [{"key": "gluon_xception65", "timm": "xception65", "weights": "pretrained:tf_in1k", "data": data}]
+    study = write_study(tmp_path / "study.toml", tiny(models=models))
+    profile = tmp_path / "profile.toml"
+    profile.write_text('[defaults]\npartition = "main"\nmem_gb = 1.0\n')
+    monkeypatch.setattr("simhpc.cluster.local.run_stages", lambda *_: (event for event in ()))
+    arguments = {
+        "plan": ["plan", study, "--json"],
+        "run": ["run", study, "--json"],
+        "submit": ["submit", "all", study, "--profile", profile, "--dry-run", "--json"],
+        "components": ["components", study, "--json"],
+    }[command]
+    code, out, err = simhpc(*arguments)
+    assert code == 0, err
+    json.loads(out)
+    assert err.count("note: gluon_xception65 is xception65.tf_in1k here: timm no longer carries") == 1
+
+
 def test_fetch_with_the_variables_of_a_user_then_offline_on_a_node(tmp_path):
     """In processes of their own: HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are read when Python starts."""
     models = [{"key": name.partition(".")[0], "timm": name.partition(".")[0], "weights": "pretrained:r160_in1k"}
