@@ -10,7 +10,7 @@ import torch
 from simhpc.errors import ModelError, nearest
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import DataConfig, Model
-from simhpc.zoo import own, weights
+from simhpc.zoo import names, own, weights
 from simhpc.zoo.timm_import import timm
 
 _IMAGENET_CLASSES = 1000
@@ -84,6 +84,15 @@ def _with_data_config(model: Model, config: dict[str, Any]) -> Model:
         raise ModelError(f"model {model.key!r}: {whose} of {model.timm_name!r} is not supported: {error}") from error
 
 
+def complete(model: Model) -> Model:
+    """An entry of a model that timm has, with its data config complete. Nothing else of it is looked at.
+
+    Raises:
+        ModelError: the data config is not supported.
+    """
+    return _with_data_config(model, _pretrained_cfg(model))
+
+
 def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
     """Keyword arguments of `timm.create_model` for a resolved model, weights aside.
 
@@ -108,12 +117,7 @@ def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
 
 def _check_tag(model: Model) -> None:
     assert model.timm is not None
-    tag = model.weights.removeprefix("pretrained:")
-    tagged = timm.list_pretrained(f"{model.timm}.*")
-    tags = [name.partition(".")[2] for name in tagged]
-    if tag not in tags:
-        have = f"its tags: {', '.join(tags)}" if tags else "it has no pretrained weights"
-        raise ModelError(f"model {model.key!r}: timm has no weights {model.timm_name!r}{nearest(tag, tags)}; {have}")
+    names.check_tag(model.timm, model.weights.removeprefix("pretrained:"), who=f"model {model.key!r}: ")
 
 
 def _pretrained_cfg(model: Model) -> dict[str, Any]:
