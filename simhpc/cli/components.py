@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import errors, output, tell
 from simhpc.errors import ModelError, SimhpcError
 from simhpc.study import load_study
+from simhpc.zoo.registry import stand_in
 
 if TYPE_CHECKING:
     from simhpc.zoo.components import Architecture
@@ -49,7 +50,9 @@ def components(
         raise SimhpcError("--csv and --json exclude each other")
     rows: dict[str, dict[str, str]] = {}
     failures = 0
-    for architecture in _architectures(models):
+    architectures = _architectures(models)
+    tell(stand_in(architecture.name, architecture.timm) for architecture in architectures)
+    for architecture in architectures:
         try:
             rows[architecture.name] = read(architecture).row()
         except ModelError as error:

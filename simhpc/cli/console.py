@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 
 from simhpc.stages.task import ALL
 
 output = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Print those notes that say something, where they are seen and no pipe takes them."""
+    for note in filter(None, notes):
+        errors.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def name_of(model: str) -> str:

@@ -229,10 +229,14 @@ def _lines(found: Description) -> list[tuple[str, str]]:
     means, stds = (", ".join(f"{value:g}" for value in values or ()) for values in (data.mean, data.std))
     lines += [
         ("pixels", f"mean {means}; std {stds}"),
-        ("size", f"{scaled(cost.parameters, 'parameters')}, {size(cost.weight_bytes)}, {found.classes} classes"),
+        ("size", f"{scaled(cost.parameters, 'parameters')}, {size(cost.weight_bytes)}, {_outputs(found)}"),
         ("cost", f"{scaled(cost.forward_flops, 'FLOP')} forward, {scaled(cost.gradient_flops, 'FLOP')} with gradient"),
     ]
     return lines
+
+
+def _outputs(found: Description) -> str:
+    return f"{found.classes} outputs" if found.classes else "no head: it gives features and no classes"
 
 
 def _differs(found: Description) -> str:

@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from simhpc.cli.console import duration, errors, output, percent, scaled, size
+from simhpc.cli.console import duration, errors, output, percent, scaled, size, tell
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run, RunDir, study_and_root
 from simhpc.stages import STAGES
 from simhpc.study import Study
+from simhpc.zoo.registry import substitution
 
 if TYPE_CHECKING:
     from simhpc.cluster.forecast import StageForecast
@@ -84,6 +85,7 @@ def plan(
     if RunDir(root).study.exists() and not RunDir(root).images.exists():
         raise SimhpcError(f"{RunDir(root).images} has gone: simhpc run or simhpc submit draws it again, plan does not")
     run = prepare(study, root, dry_run=True)
+    tell(map(substitution, run.study.models))
     facts = look(run)
     costs = count_costs(run.study, facts.num_classes)
     speeds = _measured(run.study, facts.num_classes) if measure else None

@@ -13,13 +13,14 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from simhpc.cli.console import duration, errors, name_of, output, percent
+from simhpc.cli.console import duration, errors, name_of, output, percent, tell
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run, study_and_root
 from simhpc.stages import STAGES
 from simhpc.stages.progress import Progress
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
+from simhpc.zoo.registry import substitution
 
 
 def run(
@@ -61,6 +62,7 @@ def run(
     display = _Display(quiet=as_json)
     display.say(f"checking {study_file}")
     run = prepare(study, root)
+    tell(map(substitution, run.study.models))
     for change in version_changes(run):
         errors.print(f"warning: {root} was begun with other versions: {change}", markup=False, soft_wrap=True)
     started_s = time.monotonic()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simhpc.cli.console import errors, name_of, output
+from simhpc.cli.console import errors, name_of, output, tell
 from simhpc.cli.status import wait_for
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import study_and_root
 from simhpc.stages import STAGES
+from simhpc.zoo.registry import substitution
 
 if TYPE_CHECKING:
     from simhpc.cluster.container import Launch
@@ -83,6 +84,7 @@ def submit(
     say = errors if as_json else output
     with _locked_if_there(root, dry_run=dry_run):
         run = prepare(study, root, dry_run=dry_run)
+    tell(map(substitution, run.study.models))
     models = control.chosen_models(run, only) if only else None
     needed = study.resources.threads_per_task
     for name in stages:

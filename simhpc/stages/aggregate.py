@@ -25,6 +25,7 @@ from simhpc.store import predictions, similarity
 from simhpc.store.predictions import NOT_SHOWN, Outline
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import Model
+from simhpc.zoo.registry import substitution
 
 STAGE = "aggregate"
 
@@ -92,7 +93,7 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         floor_percent=settings.floor_percent,
         confidence=settings.confidence,
     )
-    notes = []
+    notes = [note for note in map(substitution, models) if note]
     if empty := _pairs(models, known & (counts.common == 0)):
         notes.append(f"no image is classified correctly by both, so the similarity is unknown (nan): {empty}")
     if floored := _pairs(models, analysis.floor_binds(counts, settings.floor_percent)):

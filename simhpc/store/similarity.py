@@ -30,7 +30,7 @@ class SimilarityMatrix:
         floor_percent, confidence: the study's settings.
         inputs_sha256: identity of all that it was made from.
         problems: what was missing or invalid, one line each.
-        notes: pairs whose number needs a word (empty X_AB, floor), one line each.
+        notes: models that stand for others, and pairs whose number needs a word (empty X_AB, floor), one line each.
     """
 
     models: list[str]

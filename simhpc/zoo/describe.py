@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simhpc.errors import ModelError, nearest
+from simhpc.errors import ModelError
 from simhpc.study import DataConfig, Model
-from simhpc.zoo import cost, registry, weights
-from simhpc.zoo.resolve import resolve_model
+from simhpc.zoo import cost, names, registry, weights
+from simhpc.zoo.resolve import complete
 from simhpc.zoo.timm_import import timm
 
 
@@ -24,7 +24,7 @@ class Description:
         license: of the weights, as timm states it; `unknown` where it does not.
         data: complete; the paper's size where it was asked for by the paper's name.
         test_size_px: side at which timm itself measures accuracy, where that is another.
-        classes: outputs.
+        classes: outputs of the head, which are classes or an embedding; 0 if there is none, and features come out.
         cost: per image at `data.input_size_px`.
         is_staged: whether the weights are on this machine.
     """
@@ -46,27 +46,30 @@ def describe(name: str) -> Description:
     """Look at the paper's model of that name, else at timm's `name.tag` or `name` with timm's default tag.
 
     Raises:
-        ModelError: there is none; or none that could be used in a study.
+        ModelError: there is none, or its images cannot be prepared as timm would.
     """
     asked = registry.by_name(name)
-    architecture, _, tag = (asked.timm if asked else name).partition(".")
-    if not timm.is_model(architecture):
-        known = dict.fromkeys([*(entry.name for entry in registry.paper_models()), *timm.list_models()])
-        raise ModelError(f"no model {name!r} in the paper or in timm {timm.__version__}{nearest(name, known)}")
+    papers = [entry.name for entry in registry.paper_models()]
+    architecture, tag = names.split(asked.timm if asked else name, others=papers)
     default = timm.models.get_pretrained_cfg(architecture)
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
+    tags = names.tags(architecture)
     default_tag = default.tag or "" if default is not None and tags else ""
     tag = tag or default_tag
     entry = Model(
-        key=name,
+        key="shown",
         timm=architecture,
         weights=f"pretrained:{tag}" if tag else "train",
         data=DataConfig(input_size_px=asked.attack_size_px) if asked else DataConfig(),
     )
-    # Weights bring their own outputs; without any it is built as it would be for ImageNet.
-    resolved = resolve_model(entry, 2 if tag else 1000)
+    # What a study would ask of its outputs is no question here: features and 21k classes are shown as well.
+    completed = complete(entry)
     config = timm.models.get_pretrained_cfg(entry.timm_name)
+    # Weights bring their own outputs; without any it is built as it would be for ImageNet.
     classes = config.num_classes if tag and config is not None else 1000
+    try:
+        counted = cost.count(completed, classes)
+    except Exception as error:
+        raise ModelError(f"{name}: what it costs cannot be counted: {type(error).__name__}: {error}") from error
     test_size = config.test_input_size[-1] if config is not None and config.test_input_size else None
     return Description(
         name=name,
@@ -75,9 +78,9 @@ def describe(name: str) -> Description:
         default_tag=default_tag,
         tags=tags,
         license=(config.license if tag and config is not None and config.license else "unknown"),
-        data=resolved.data,
-        test_size_px=None if test_size == resolved.data.input_size_px else test_size,
+        data=completed.data,
+        test_size_px=None if test_size == completed.data.input_size_px else test_size,
         classes=classes,
-        cost=cost.count(resolved, classes),
+        cost=counted,
         is_staged=bool(tag) and weights.is_staged(entry),
     )

@@ -13,6 +13,7 @@ import copy
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,10 @@ def locate(model: Model) -> Located:
         ModelError: it cannot be imported, has changed since the run directory was made, or has no such function.
     """
     name, function = _names(model)
+    for path in model.module_files:
+        # Before any of its code runs.
+        if path.is_file():
+            _check_sha256(model, path)
     module = _imported(model, name)
     source = Path(module.__file__ or "")
     if not source.is_file():
@@ -54,10 +59,7 @@ def locate(model: Model) -> Located:
         raise ModelError(f"model {model.key!r}: {source} has no function {function!r}")
     depth = len(name.split("."))
     folder = source.parents[depth if source.name == "__init__.py" else depth - 1]
-    found = file_sha256(source)
-    if model.module_sha256 not in (None, found):
-        raise ModelError(f"model {model.key!r}: {source} has SHA-256 {found}, the study says {model.module_sha256}")
-    return Located(folder, found)
+    return Located(folder, _check_sha256(model, source))
 
 
 def build(model: Model, num_classes: int) -> nn.Module:
@@ -77,7 +79,7 @@ def build(model: Model, num_classes: int) -> nn.Module:
     shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     try:
         built = getattr(sys.modules[name], function)(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"model {model.key!r}: {model.module}({shown}) failed: {_told(error, model)}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"model {model.key!r}: {model.module}({shown}) returned {_kind(built)}, not a torch.nn.Module")
@@ -101,7 +103,30 @@ def data_config(model: Model, built: nn.Module) -> dict[str, Any]:
             f"model {model.key!r}: nothing says how images are prepared for {model.module}: set "
             f"{', '.join(f'data.{key}' for key in needed)} (or give the network a pretrained_cfg as timm's have)"
         )
+    given = model.data.model_dump()
+    for key, check_value in _CONFIG.items():
+        ours = "input_size_px" if key == "input_size" else key
+        if given[ours] is None and not check_value(config[key]):
+            raise ModelError(
+                f"model {model.key!r}: pretrained_cfg of its network has {key} = {config[key]!r}; timm's is such as "
+                "input_size = (3, 224, 224), mean = std = (0.5, 0.5, 0.5), interpolation = 'bicubic', crop_pct = 0.9"
+            )
     return config
+
+
+def _are_numbers(value: object, *kinds: type) -> bool:
+    kinds = kinds or (int, float)
+    return isinstance(value, (tuple, list)) and len(value) == 3 and all(type(each) in kinds for each in value)
+
+
+_CONFIG: dict[str, Callable[[Any], bool]] = {
+    "input_size": lambda value: _are_numbers(value, int),
+    "mean": _are_numbers,
+    "std": _are_numbers,
+    "interpolation": lambda value: isinstance(value, str),
+    "crop_pct": lambda value: type(value) in (int, float),
+}
+"""Whether a value of timm's data config is of its kind."""
 
 
 def check(model: Model, built: nn.Module) -> int:
@@ -134,7 +159,7 @@ def check(model: Model, built: nn.Module) -> int:
     try:
         with torch.enable_grad():
             logits, again = built(images), built(images)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refuse(f"does not take {side} x {side} images (data.input_size_px): {_told(error, model)}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
@@ -165,9 +190,11 @@ def _imported(model: Model, name: str) -> ModuleType:
     if folder.is_dir() and str(folder) not in sys.path and not model.module_is_installed:
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
+    if not model.module_is_installed:
+        _check_helpers(model, folder)
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ModelError(
                 f"model {model.key!r}: there is no module {name!r} in {folder}, nor where Python looks (PYTHONPATH, "
@@ -180,6 +207,31 @@ def _imported(model: Model, name: str) -> ModuleType:
             f"model {model.key!r}: {meant[0]} is meant, but {name!r} is {module.__file__} already: rename one of them"
         )
     return module
+
+
+_folders: set[Path] = set()
+"""That networks of this process have come from."""
+
+
+def _check_helpers(model: Model, folder: Path) -> None:
+    """No file beside the module may be hidden by one of that name beside another entry's module."""
+    files = {path.stem: path for path in folder.glob("*.py")}
+    files |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
+    for name in sorted(files.keys() & sys.modules.keys()):
+        source = Path(sys.modules[name].__file__ or "/").resolve()
+        if source != files[name].resolve() and any(other in source.parents for other in _folders):
+            raise ModelError(
+                f"model {model.key!r}: {name!r} in {folder} would be {source}, which another model's module has "
+                "imported: rename one of them, or move both modules into one folder"
+            )
+    _folders.add(folder.resolve())
+
+
+def _check_sha256(model: Model, source: Path) -> str:
+    found = file_sha256(source)
+    if model.module_sha256 not in (None, found):
+        raise ModelError(f"model {model.key!r}: {source} has SHA-256 {found}, the study says {model.module_sha256}")
+    return found
 
 
 def _told(error: BaseException, model: Model) -> str:

@@ -97,7 +97,12 @@ def expected_top1_percent(model: Model, *, shows_imagenet: bool) -> float | None
 
 def substitution(model: Model) -> str:
     """What to say of a study's entry that stands for a model of the paper with other weights; else empty."""
-    known = by_name(model.key)
-    if known is None or not known.is_substitute or known.timm != model.timm_name:
+    return stand_in(model.key, model.timm_name)
+
+
+def stand_in(name: str, timm_name: str) -> str:
+    """The same of what is called by that name and is that `name.tag` of timm."""
+    known = by_name(name)
+    if known is None or not known.is_substitute or known.timm != timm_name:
         return ""
     return f"{known.name} is {known.timm} here: {known.note}"

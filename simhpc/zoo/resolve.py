@@ -10,8 +10,10 @@ import torch
 from simhpc.errors import ModelError, nearest
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import DataConfig, Model
-from simhpc.zoo import own, weights
+from simhpc.zoo import names, own, weights
 from simhpc.zoo.timm_import import timm
+
+_IMAGENET_CLASSES = 1000
 
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
@@ -43,6 +45,7 @@ def _resolve_timm(model: Model, num_classes: int) -> tuple[Model, torch.nn.Modul
         )
     if model.is_pretrained:
         _check_tag(model)
+        _check_head(model, num_classes)
     model = _with_data_config(model, _pretrained_cfg(model))
     return model, _skeleton(model, num_classes)
 
@@ -81,6 +84,15 @@ def _with_data_config(model: Model, config: dict[str, Any]) -> Model:
         raise ModelError(f"model {model.key!r}: {whose} of {model.timm_name!r} is not supported: {error}") from error
 
 
+def complete(model: Model) -> Model:
+    """An entry of a model that timm has, with its data config complete. Nothing else of it is looked at.
+
+    Raises:
+        ModelError: the data config is not supported.
+    """
+    return _with_data_config(model, _pretrained_cfg(model))
+
+
 def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
     """Keyword arguments of `timm.create_model` for a resolved model, weights aside.
 
@@ -105,12 +117,7 @@ def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
 
 def _check_tag(model: Model) -> None:
     assert model.timm is not None
-    tag = model.weights.removeprefix("pretrained:")
-    tagged = timm.list_pretrained(f"{model.timm}.*")
-    tags = [name.partition(".")[2] for name in tagged]
-    if tag not in tags:
-        have = f"its tags: {', '.join(tags)}" if tags else "it has no pretrained weights"
-        raise ModelError(f"model {model.key!r}: timm has no weights {model.timm_name!r}{nearest(tag, tags)}; {have}")
+    names.check_tag(model.timm, model.weights.removeprefix("pretrained:"), who=f"model {model.key!r}: ")
 
 
 def _pretrained_cfg(model: Model) -> dict[str, Any]:
@@ -160,6 +167,25 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
         )
     _check_outputs(model, logits.shape[1], num_classes)
     return skeleton
+
+
+def _check_head(model: Model, num_classes: int) -> None:
+    """That pretrained weights classify, and classify what the image set holds."""
+    outputs = _pretrained_cfg(model).get("num_classes", 0)
+    if model.args.get("num_classes", outputs) != outputs:
+        raise ModelError(
+            f"model {model.key!r}: {model.timm_name!r} has {outputs} outputs; with args.num_classes = "
+            f"{model.args['num_classes']} its classifier would be a random one. Fine-tune it and use that checkpoint"
+        )
+    if not outputs:
+        raise ModelError(f"model {model.key!r}: {model.timm_name!r} gives features, it has no classifier")
+    # Features have numbers of their own; the class of an argmax over them means nothing.
+    if num_classes <= _IMAGENET_CLASSES and outputs not in (_IMAGENET_CLASSES, num_classes):
+        also = " (ImageNet-21k's or a selection's)" if outputs in weights.HEADS_OF_21K else ", or are features"
+        raise ModelError(
+            f"model {model.key!r}: the {outputs} outputs of {model.timm_name!r} are other classes{also} than the image "
+            f"set's {num_classes}. Use weights that were fine-tuned on them, such as timm's tags that end in ft_in1k"
+        )
 
 
 def _check_outputs(model: Model, outputs: int, num_classes: int) -> None:

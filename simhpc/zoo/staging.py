@@ -20,7 +20,8 @@ from huggingface_hub.utils.tqdm import tqdm
 from simhpc.errors import ModelError, SimhpcError
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
-from simhpc.zoo.resolve import create_arguments, resolve_model
+from simhpc.zoo import names
+from simhpc.zoo.resolve import complete, create_arguments
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.weights import HubFiles, load_pretrained, source, staged_file
 
@@ -29,7 +30,7 @@ Report = Callable[[int, int], None]
 
 
 class _DamagedError(Exception):
-    """A file of weights is not what was published: fetching it again may help."""
+    """A file of weights has another checksum than was published: fetching it again may help."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ def fetch(model: Model, report: Report) -> Staged:
     Raises:
         ModelError: there are no such weights, they cannot be had, or what was had is not what it should be.
     """
-    # The number of classes matters to trained models only; two are the fewest that a model is checked for.
-    model = resolve_model(model, 2)
-    who, file, damage = f"model {model.key!r}", staged_file(model), ""
+    who, damage = f"model {model.key!r}", ""
+    names.split(model.timm_name, who=f"{who}: ")
+    model = complete(model)
+    file = staged_file(model)
     if file is not None:
         try:
             return _checked(model, file, "here already")
@@ -87,12 +89,11 @@ def fetch(model: Model, report: Report) -> Staged:
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"{who}: {before}{model.timm_name!r} is not fetched, because HF_HUB_OFFLINE is set")
     try:
-        if file is not None:
-            _delete(file)
-        _download(model, report)
+        _download(model, report, damaged=file)
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{who}: {before}{model.timm_name!r} cannot be fetched: {said}") from error
+        kept = ", and stays as it is" if damage else ""
+        raise ModelError(f"{who}: {before}{model.timm_name!r} cannot be fetched{kept}: {said}") from error
     file = staged_file(model)
     if file is None:
         raise ModelError(f"{who}: {model.timm_name!r} was fetched, but is not where timm looks for it")
@@ -122,18 +123,33 @@ def _delete(file: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _download(model: Model, report: Report) -> None:
+def _download(model: Model, report: Report, damaged: Path | None) -> None:
+    """Fetch a model's weights; those that are here and damaged are replaced, and only when the others are here."""
     match source(model):
-        case HubFiles(repository, revision, names):
-            for name in names:
+        case HubFiles(repository, revision, file_names):
+            for name in file_names:
                 try:
-                    hf_hub_download(repository, name, revision=revision, tqdm_class=_bar_that_tells(report))
-                    return
+                    path = Path(
+                        hf_hub_download(
+                            repository,
+                            name,
+                            revision=revision,
+                            force_download=damaged is not None,
+                            tqdm_class=_bar_that_tells(report),
+                        )
+                    )
                 except LocalEntryNotFoundError:  # no network: the other names would not be found either
                     raise
                 except EntryNotFoundError:
                     continue
-            raise ModelError(f"{repository} holds none of {', '.join(names)}")
+                if path == damaged and not path.is_symlink():
+                    # What was fetched lies beside it: the hub's client replaces what links lead to, and no other file.
+                    path.unlink()
+                    hf_hub_download(repository, name, revision=revision)
+                return
+            raise ModelError(f"{repository} holds none of {', '.join(file_names)}")
+        case str(url) if damaged is not None:
+            torch.hub.download_url_to_file(url, str(damaged), progress=False)
         case str(url):
             timm.models._hub.download_cached_file(url, progress=False)
         case _:
@@ -159,8 +175,8 @@ def _checked(model: Model, file: Path, how: str, damage: str = "") -> Staged:
     """The file with its checksum, after it has been loaded as timm will load it.
 
     Raises:
-        _DamagedError: the checksum is another; or none is known, and the file cannot be loaded.
-        ModelError: the file is as published and does not fit the model.
+        _DamagedError: the checksum is another.
+        ModelError: the file is as published, or may be for all that is known, and cannot be loaded as this model.
     """
     checksum = _published_checksum(model, file)
     if checksum and (found := _checksum_like(checksum, file)) != checksum:
@@ -170,7 +186,11 @@ def _checked(model: Model, file: Path, how: str, damage: str = "") -> Staged:
     except ModelError as error:
         if checksum:
             raise
-        raise _DamagedError(f"{file} cannot be read, and no checksum of it is known: {error.__cause__}") from None
+        # Memory may be short, or the study's args wrong: no reason to lose what may be whole.
+        raise ModelError(
+            f"{error}. No checksum of it is known here, so it may be whole, and is kept; if it is damaged, delete it "
+            "and fetch again"
+        ) from error
     for name, tensor in loaded.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(f"model {model.key!r}: {file}: {name} holds NaN or infinity")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 
 import pytest
 from tiny import tiny, write_study
@@ -40,12 +41,62 @@ def test_a_study_file_stands_for_its_models(simhpc, tmp_path):
     assert [row["Model name"] for row in json.loads(out)] == ["cnn", "convnext", "vit", "resnet10t"]
 
 
+def test_the_substitute_is_told(simhpc):
+    code, out, err = simhpc("components", "gluon_xception65", "--csv")
+    assert code == 0
+    assert out.splitlines()[1].startswith("gluon_xception65,CNN,")
+    assert err.startswith("note: gluon_xception65 is xception65.tf_in1k here: timm no longer carries")
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=8):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.BatchNorm2d(width), nn.SiLU())
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+def build(**args):
+    return Net(**args)
+
+def broken(**args):
+    raise ValueError("not today")
+"""
+
+
+def test_networks_of_ones_own_are_read_beside_timms(simhpc, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_components.py").write_text(OWN)
+    raw = tiny(("cnn",))
+    data = raw["models"][0]["data"]
+    for name in ("broken", "build"):
+        raw["models"].insert(0, {"key": name, "module": f"own_components:{name}", "weights": "train", "data": data})
+    code, out, err = simhpc("components", write_study(tmp_path / "study.toml", raw), "--json")
+    assert code == 1
+    assert "problem: model 'broken': own_components:broken" in err
+    assert "not today" in err
+    rows = {row["Model name"]: row for row in json.loads(out)}
+    assert list(rows) == ["build", "cnn"]
+    own = rows["build"]
+    assert [own[column] for column in ("Stem layer", "Input resolution", "Normalization", "Activation")] == [
+        "4s4",
+        "16 x 16",
+        "BN",
+        "SiLU",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["resnet10t", "resnet10"], "has no model 'resnet10'; did you mean 'resnet10t'"),
         (["resnet18.a1_in2k"], "no weights 'resnet18.a1_in2k'; did you mean 'a1_in1k'"),
         (["gluon_xception56"], "did you mean 'gluon_xception65'"),
+        (["resnet50."], "timm has no weights 'resnet50.'"),
         (["none.toml"], "none.toml"),
         (["resnet10t", "--csv", "--json"], "--csv and --json exclude each other"),
     ],

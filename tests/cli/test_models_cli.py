@@ -57,11 +57,22 @@ def test_show_as_json_and_the_substitute(simhpc):
     assert "timm no longer carries" in found["paper"]["note"]
 
 
+def test_show_weights_that_no_study_could_use(simhpc):
+    code, out, err = simhpc("models", "show", "tiny_vit_5m_224.dist_in22k", "vit_small_patch16_224.dino")
+    assert (code, err) == (0, "")
+    of_21k, headless = out.split("\n\n")
+    assert "21841 outputs" in of_21k
+    assert "no head: it gives features and no classes" in headless
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("convnext_tyni", "did you mean 'convnext_tiny'"),
         ("resnet18.a1_in2k", "timm has no weights 'resnet18.a1_in2k'; did you mean 'a1_in1k'"),
+        ("resnet50.", "timm has no weights 'resnet50.'"),
+        ("resnet50.a b", "timm has no weights 'resnet50.a b'"),
+        ("resnet50.a1_in1k*", "timm has no weights 'resnet50.a1_in1k*'"),
         ("", "no model ''"),
         ("../x", "no model '../x'"),
     ],
@@ -83,6 +94,27 @@ def test_validate_tells_of_the_substitute(simhpc, tmp_path):
     code, out, _ = simhpc("validate", write_study(tmp_path / "study.toml", tiny(models=models)))
     assert code == 0
     assert "note: gluon_xception65 is xception65.tf_in1k here: timm no longer carries" in out
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "submit", "components"])
+def test_other_commands_tell_of_it_on_stderr(simhpc, tmp_path, monkeypatch, slurm, command):
+    monkeypatch.chdir(tmp_path)
+    data = {"input_size_px": 32}
+    models = [{"key": "gluon_xception65", "timm": "xception65", "weights": "pretrained:tf_in1k", "data": data}]
+    study = write_study(tmp_path / "study.toml", tiny(models=models))
+    profile = tmp_path / "profile.toml"
+    profile.write_text('[defaults]\npartition = "main"\nmem_gb = 1.0\n')
+    monkeypatch.setattr("simhpc.cluster.local.run_stages", lambda *_: (event for event in ()))
+    arguments = {
+        "plan": ["plan", study, "--json"],
+        "run": ["run", study, "--json"],
+        "submit": ["submit", "all", study, "--profile", profile, "--dry-run", "--json"],
+        "components": ["components", study, "--json"],
+    }[command]
+    code, out, err = simhpc(*arguments)
+    assert code == 0, err
+    json.loads(out)
+    assert err.count("note: gluon_xception65 is xception65.tf_in1k here: timm no longer carries") == 1
 
 
 def test_fetch_with_the_variables_of_a_user_then_offline_on_a_node(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from simhpc.stages import aggregate
+from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Task
 from simhpc.store import predictions, similarity
@@ -39,6 +40,16 @@ def test_needs_neither_torch_nor_images_nor_checkpoints(copied):
     )
     assert result.returncode == 0, result.stderr
     assert copied.dir.similarity_csv.read_bytes() == before
+
+
+def test_a_model_that_stands_for_one_of_the_papers_is_noted(make_study, tmp_path):
+    models = [
+        {"key": key, "timm": "xception65", "weights": "pretrained:tf_in1k", "data": {"input_size_px": 32}}
+        for key in ("gluon_xception65", "mine")
+    ]
+    run = prepare(make_study(models=models), tmp_path / "run")
+    (note,) = aggregate.aggregate(run, lambda *_: None).notes
+    assert note.startswith("gluon_xception65 is xception65.tf_in1k here: timm no longer carries")
 
 
 def test_missing_predictions_are_listed_and_leave_nan(copied):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from simhpc.errors import ModelError
 from simhpc.study import Model
+from simhpc.zoo import registry
 from simhpc.zoo.components import COLUMNS, Components, find, find_entry, labelled, read, read_components
 from simhpc.zoo.timm_import import timm
 
@@ -80,7 +81,7 @@ def documented() -> dict[tuple[str, str], tuple[str, str]]:
 def differences(names) -> dict[tuple[str, str], tuple[str, str]]:
     found = {}
     for name in names:
-        authors, ours = labelled()[name].components.row(), read(find(name)).row()
+        authors, ours = labelled()[name].row(), read(find(name)).row()
         found |= {
             (name, column): (authors[column], ours[column]) for column in COLUMNS if authors[column] != ours[column]
         }
@@ -127,13 +128,12 @@ def test_the_authors_table():
         "Location of CW attention": {"~", "Middle", "End"},
         **{column: {"Yes", "No"} for column in ("Hierarchical structure", "Pooling (stem)", "DW conv", "Group conv")},
     }
-    for name, entry in labelled().items():
-        base, _, tag = entry.timm.partition(".")
-        assert tag in [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")], name
-        row = entry.components.row()
+    assert set(labelled()) == {entry.name for entry in registry.paper_models()}
+    for name, components in labelled().items():
+        row = components.row()
         assert list(row) == list(COLUMNS)
         assert all(row[column] in values for column, values in allowed.items()), name
-        size = timm.models.get_pretrained_cfg(entry.timm).input_size[-1]
+        size = timm.models.get_pretrained_cfg(registry.by_name(name).timm).input_size[-1]
         assert row["Input resolution"] == f"{size} x {size}", name
 
 
@@ -240,6 +240,12 @@ def test_names():
         find("resnet18x")
     with pytest.raises(ModelError, match=r"no weights 'resnet18\.a1_in2k'; did you mean 'a1_in1k'"):
         find("resnet18.a1_in2k")
+
+
+@pytest.mark.parametrize("name", ["resnet50.", "resnet50.a b", "resnet50.a1_in1k*", ""])
+def test_what_is_no_name(name):
+    with pytest.raises(ModelError, match=r"has no model ''|timm has no weights 'resnet50\."):
+        find(name)
 
 
 def test_the_tag_decides_the_input_size():

@@ -152,7 +152,7 @@ def test_a_21k_head_is_called_one(tmp_path, outputs):
 
 def test_a_pretrained_tag_with_a_21k_head_is_called_one():
     model = Model(key="m", timm="vit_tiny_patch16_224", weights="pretrained:augreg_in21k")
-    with pytest.raises(ModelError, match=r"21843 outputs .*ft_in1k"):
+    with pytest.raises(ModelError, match=r"21843 outputs .*ImageNet-21k.*ft_in1k"):
         resolve_model(model, 1000)
 
 

@@ -168,6 +168,49 @@ def test_what_cannot_be_imported(tmp_path, write):
     assert "has no function 'biuld'" in refusal(tmp_path, f"{name}:biuld")
 
 
+def test_a_helper_of_another_models_folder_is_not_taken_for_ones_own(tmp_path, write):
+    names = {}
+    helper = f"helper_{next(_numbers)}"
+    for folder, seed in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{helper}.py").write_text(f"SEED = {seed}\n")
+        names[folder] = write(SOURCE.replace("manual_seed(5)", f"manual_seed({helper}.SEED)"), package=folder)
+        path = tmp_path / folder / f"{names[folder].partition('.')[2]}.py"
+        path.write_text(f"import {helper}\n{path.read_text()}")
+
+    def of(folder):
+        return entry(tmp_path / folder, f"{names[folder].partition('.')[2]}:ready")
+
+    resolve_model(of("a"), 10)
+    with pytest.raises(ModelError, match=rf"'{helper}' in .*b would be .*a/{helper}\.py.*rename one"):
+        resolve_model(of("b"), 10)
+
+
+def test_code_that_leaves_the_program_is_an_error(tmp_path, write):
+    name = write("import sys\nsys.exit(3)\n")
+    assert f"importing {name!r} failed: SystemExit: 3" in refusal(tmp_path, f"{name}:build")
+    name = write("import sys\ndef build():\n    sys.exit('usage: train.py')\n")
+    assert "failed: SystemExit: usage: train.py" in refusal(tmp_path, f"{name}:build")
+
+
+def test_a_changed_source_is_refused_before_it_runs(tmp_path, write):
+    name = write(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n{textwrap.dedent(SOURCE)}")
+    assert "the study says 000" in refusal(tmp_path, f"{name}:ready", module_sha256="0" * 64)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("input_size", 224), ("input_size", (32, 32)), ("mean", 0.5), ("crop_pct", "0.9"), ("std", ("a",) * 3)],
+)
+def test_a_data_config_of_another_kind_is_named(tmp_path, write, key, value):
+    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    config = {**config, "crop_pct": 1.0, key: value}
+    body = f"\ndef configured():\n    net = ready()\n    net.pretrained_cfg = {config!r}\n    return net\n"
+    text = refusal(tmp_path, f"{write(textwrap.dedent(SOURCE) + body)}:configured", data={})
+    assert f"pretrained_cfg of its network has {key} = {value!r}" in text
+
+
 def test_two_modules_of_one_name_are_not_confused(tmp_path, write):
     name = write(SOURCE)
     resolve_model(entry(tmp_path, f"{name}:ready"), 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,27 @@ def test_checkpoint_with_nan_or_integers(checkpoint, tmp_path):
     assert "fc.bias holds NaN or infinity" in problem(**entry)
     save_file({**state, "fc.bias": torch.zeros(10, dtype=torch.int32)}, tmp_path / "bad.safetensors")
     assert "fc.bias is torch.int32, the model's is torch.float32" in problem(**entry)
+
+
+@pytest.mark.parametrize(
+    ("timm_name", "tag", "num_classes", "expected"),
+    [
+        ("vit_large_patch14_dinov2", "lvd142m", 1000, "gives features, it has no classifier"),
+        ("vit_base_patch16_clip_224", "openai", 10, "the 512 outputs of .* or are features"),
+        ("vit_large_patch16_siglip_256", "v2_webli", 1000, "no classifier|are other classes"),
+        ("resnet18", "a1_in1k", 1001, "has 1000 outputs, but the labels"),
+    ],
+)
+def test_pretrained_features_are_no_classes(timm_name, tag, num_classes, expected):
+    text = problem(num_classes, timm=timm_name, weights=f"pretrained:{tag}", args={}, data={}, training=None)
+    assert re.search(expected, text), text
+
+
+def test_pretrained_weights_keep_their_own_classifier():
+    entry = {"weights": "pretrained:a1_in1k", "data": {}, "training": None}
+    assert "its classifier would be a random one" in problem(timm="resnet18", args={"num_classes": 10}, **entry)
+    same = model(timm="resnet18", args={"num_classes": 1000}, **entry)
+    assert resolve_model(same, 10).args == {"num_classes": 1000}
 
 
 def test_data_configs_that_are_not_supported():

@@ -139,10 +139,70 @@ def test_a_cache_without_links_is_checked_against_the_hub(hub, monkeypatch):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert fetch().checksum == ""  # it is whole and fits: all that can be known
         path.write_bytes(content()[:-9])
-        with pytest.raises(ModelError, match="cannot be read, and no checksum of it is known"):
+        with pytest.raises(ModelError, match="cannot be loaded.*No checksum of it is known here.*and is kept"):
             fetch()
     assert fetch().how == "fetched again"
     assert len(downloads(hub)) == 2
+
+
+def without_links(file):
+    """As `cp -rL` leaves it: a file in place of the link, and no blob."""
+    blob = file.resolve()
+    file.unlink()
+    blob.rename(file)
+    return file
+
+
+@pytest.mark.parametrize(("left", "args"), [(1000, {}), (None, {"no_such_argument": 1})], ids=["cut short", "whole"])
+def test_what_may_be_whole_is_kept_where_the_hub_cannot_be_asked(hub, monkeypatch, left, args):
+    path = without_links(fetch().path)
+    path.write_bytes(content()[:left])
+    hub.requests.clear()
+    # Nothing listens there; HF_HUB_OFFLINE is not set.
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    monkeypatch.setattr(staging, "hf_hub_download", lambda *_, **__: pytest.fail("it was to be fetched again"))
+    with pytest.raises(ModelError, match="No checksum of it is known here, so it may be whole") as caught:
+        staging.fetch(MODEL.model_copy(update={"args": args}), lambda *_: None)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content()[:left]
+
+
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_a_damaged_file_stays_until_another_is_here(hub, is_linked):
+    path = fetch().path if is_linked else without_links(fetch().path)
+    path.resolve().write_bytes(broken())
+    hub.sent[FILE] = content()[:1000]
+    with pytest.raises(ModelError, match="damaged or cut short.*cannot be fetched, and stays as it is: .*size"):
+        fetch()
+    assert path.read_bytes() == broken()
+    del hub.sent[FILE]
+    again = fetch()
+    assert (again.how, again.path) == ("fetched again", path)
+    assert path.read_bytes() == content()
+
+
+def test_so_does_one_from_another_place_than_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    name = f"net-{hashlib.sha256(content()).hexdigest()[:8]}.safetensors"
+    monkeypatch.setattr(weights, "_source", lambda _: ("url", f"{hub.url}/place/resolve/main/{name}"))
+    monkeypatch.setattr(staging, "load_pretrained", lambda *_: torch.nn.Identity())
+    path = tmp_path / "torch" / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(broken())
+    with pytest.raises(ModelError, match="damaged or cut short.*cannot be fetched, and stays as it is: .*404"):
+        fetch()
+    assert path.read_bytes() == broken()
+    hub.files[f"place/{name}"] = content()
+    assert fetch().how == "fetched again"
+    assert path.read_bytes() == content()
+
+
+def test_weights_with_a_21k_head_are_fetched(hub):
+    """What a study asks of a model's outputs is no question here."""
+    name = "tiny_vit_5m_224.dist_in22k"
+    hub.files[f"{hubs.repository(name)}/model.safetensors"] = hubs.weights_of(name)
+    model = Model(key="m", timm="tiny_vit_5m_224", weights="pretrained:dist_in22k")
+    assert staging.fetch(model, lambda *_: None).how == "fetched"
 
 
 def test_small_files_have_gits_checksum(tmp_path):

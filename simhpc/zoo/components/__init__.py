@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from simhpc.zoo.components.named import Architecture, find, find_entry, read
 from simhpc.zoo.components.read import COLUMNS, Components, read_components
-from simhpc.zoo.components.table import Labelled, labelled
+from simhpc.zoo.components.table import labelled
 
 __all__ = [
     "COLUMNS",
     "Architecture",
     "Components",
-    "Labelled",
     "find",
     "find_entry",
     "labelled",

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from simhpc.errors import ModelError, nearest
+from simhpc.errors import ModelError
 from simhpc.study import Model
+from simhpc.zoo import names, own, registry
 from simhpc.zoo.components.read import Components, read_components
-from simhpc.zoo.components.table import labelled
 from simhpc.zoo.timm_import import timm
 
 _DEFAULT_SIZE = (3, 224, 224)
+# Of a function that asks for their number: no component depends on it.
+_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,17 @@ class Architecture:
 
     Attributes:
         name: what it was asked for by.
-        timm: its name in timm, with a tag or without.
+        timm: its name in timm, with a tag or without; empty if it is one's own.
         size_px: side of its input; None: that of the tag, or of timm's first tag.
         args: constructor arguments.
+        own: the study's entry whose function builds it (then the rest is not looked at).
     """
 
     name: str
     timm: str
     size_px: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
+    own: Model | None = None
 
 
 def find(name: str) -> Architecture:
@@ -40,46 +44,51 @@ def find(name: str) -> Architecture:
     Raises:
         ModelError: there is none of that name, or the tag is unknown.
     """
-    if name in labelled():
-        return Architecture(name, labelled()[name].timm)
-    return _checked(Architecture(name, name))
+    if (paper := registry.by_name(name)) is not None:
+        return Architecture(name, paper.timm)
+    names.split(name, others=[entry.name for entry in registry.paper_models()])
+    return Architecture(name, name)
 
 
 def find_entry(model: Model) -> Architecture:
-    """The architecture of a study's entry.
+    """The architecture of a study's entry. Whether one's own can be built, `read` tells.
 
     Raises:
         ModelError: see `find`.
     """
-    return _checked(Architecture(model.key, model.timm_name, model.data.input_size_px, dict(model.args)))
+    if model.module is not None:
+        return Architecture(model.key, "", own=model)
+    names.split(model.timm_name, who=f"model {model.key!r}: ")
+    return Architecture(model.key, model.timm_name, model.data.input_size_px, dict(model.args))
 
 
 def read(architecture: Architecture) -> Components:
     """Build an architecture without weights and read it: on shapes alone if it can be, else on the CPU.
 
     Raises:
-        ModelError: timm cannot build it, or it does not run.
+        ModelError: it cannot be built, or it does not run.
     """
     try:
-        return _read_on(torch.device("meta"), architecture)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        pass  # Values decide shapes somewhere, or an operation has no form for shapes alone.
-    try:
-        return _read_on(torch.device("cpu"), architecture)
+        if architecture.own is not None:
+            return _read_own(architecture.own)
+        try:
+            return _read_on(torch.device("meta"), architecture)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            # Values decide shapes somewhere, or an operation has no form for shapes alone.
+            return _read_on(torch.device("cpu"), architecture)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{architecture.name} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _checked(architecture: Architecture) -> Architecture:
-    base, _, tag = architecture.timm.partition(".")
-    if not timm.is_model(base):
-        known = {*timm.list_models(), *labelled()}
-        raise ModelError(f"timm {timm.__version__} has no model {base!r}{nearest(base, sorted(known))}")
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        have = f"its tags: {', '.join(tags)}" if tags else "it has no pretrained weights"
-        raise ModelError(f"timm has no weights {architecture.timm!r}{nearest(tag, tags)}; {have}")
-    return architecture
+def _read_own(entry: Model) -> Components:
+    # Not on shapes alone: code that was not written for it may do anything there.
+    network = own.build(entry, _CLASSES)
+    size_px = entry.data.input_size_px
+    if size_px is None:
+        size_px = own.data_config(entry, network)["input_size"][-1]
+    return read_components(network, (size_px, size_px))
 
 
 def _read_on(device: torch.device, architecture: Architecture) -> Components:
