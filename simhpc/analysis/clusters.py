@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
 
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
@@ -215,7 +216,9 @@ def embedding(vectors: Matrix, k: int) -> Matrix:
 
 def k_means(points: Matrix, k: int, *, starts: int, seed: int) -> Labels:
     """Labels (N,), 0 to k - 1, of the best of so many starts."""
-    found = KMeans(n_clusters=k, n_init=starts, random_state=seed % 2**32).fit(points)
+    # A start is a millisecond of work; where other things run, threads would wait longer than that for each other.
+    with threadpool_limits(limits=1):
+        found = KMeans(n_clusters=k, n_init=starts, random_state=seed % 2**32).fit(points)
     labels: Labels = found.labels_.astype(np.int64)
     return labels
 

@@ -1,9 +1,15 @@
 """Which components make two models alike: a regression of pairwise SAT on components (docs/analyses.md, "Importance").
 
 A row of the regression is an unordered pair of different models, its target their SAT. Pairs that share a model are
-not independent: what is peculiar to a model is in all its pairs. Two things follow, and both are done here. A score is
-held out by *model*: no pair that the regressor is tried on has a model in common with the held-out ones that it was
-fitted with; leaving out pairs at random would let it recognise models. And intervals come from resampling *models*.
+not independent: what is peculiar to a model is in all its pairs. Two things follow, and both are done here. Intervals
+come from resampling *models*. And scores are held out by *model*: the models are dealt into folds, a regressor is
+fitted on the pairs without a model of the fold and tried on those with one or two. Leaving out pairs at random would
+let it recognise models by their components and know how alike they are to others.
+
+Of a pair with one held-out model it can still recognise the other. Where models differ in how alike they are to all
+others, whatever the reason, that alone gives `value-pairs` a positive R2 (`same-different` cannot tell which models a
+pair has). Therefore R2 is also given for the pairs of which both models are held out: these alone show nothing where
+there is nothing, but they are few.
 """
 
 from __future__ import annotations
@@ -75,10 +81,11 @@ class Importance:
 
     Attributes:
         r2_in_sample: R2 on the pairs that were fitted; NaN where SAT is the same for all pairs.
-        r2_held_out: R2 on pairs of held-out models; NaN where there are too few models.
+        r2_held_out: R2 on pairs of which a model or both are held out; NaN where there are too few models.
+        r2_both_held_out: R2 on those of which both are; NaN also where these are fewer than three.
         in_sample_mean, in_sample_std: (C,), by how much R2 falls when a component is permuted over the pairs, over
             repeats.
-        held_out_mean, held_out_std: (C,), the same on pairs of held-out models.
+        held_out_mean, held_out_std: (C,), the same on the pairs of `r2_held_out`.
         n_values: int64 (C,), different values among the models.
         n_same, n_different: int64 (C,), pairs with known SAT.
         same_mean, different_mean: (C,), their mean SAT; NaN without such pairs.
@@ -91,6 +98,7 @@ class Importance:
 
     r2_in_sample: float
     r2_held_out: float
+    r2_both_held_out: float
     in_sample_mean: Matrix
     in_sample_std: Matrix
     held_out_mean: Matrix
@@ -139,7 +147,7 @@ def importance(
         )
 
     c = len(columns)
-    r2_in_sample = r2_held_out = np.nan
+    r2_in_sample = r2_held_out = r2_both_held_out = np.nan
     in_sample, held_out = np.zeros((c, settings.repeats)), np.full((c, settings.repeats), np.nan)
     folds = 0
     if np.ptp(target) == 0:
@@ -151,10 +159,19 @@ def importance(
         if n_models < _FEWEST_MODELS_HELD_OUT:
             notes.append(f"{n_models} models are too few to hold some out: R2 held out is unknown")
         else:
-            by_model = _ByModel(settings, i, j, folds_of_models(len(similarity), settings.folds, settings.seed))
-            by_model.fit(features, target)
+            fold_of = folds_of_models(len(similarity), settings.folds, settings.seed)
+            by_model = _ByModel(settings, i, j, fold_of).fit(features, target)
             rows, folds = by_model.tested, len(by_model.fitted)
             r2_held_out, held_out = _permuted(by_model, features[rows], target[rows], settings)
+            both = fold_of[i[rows]] == fold_of[j[rows]]
+            if np.count_nonzero(both) >= _FEWEST_PAIRS and np.ptp(target[rows][both]) > 0:
+                predicted = by_model.predict(features[rows])
+                r2_both_held_out = float(r2_score(target[rows][both], predicted[both]))
+            if r2_held_out <= 0:
+                notes.append(
+                    "the components do not predict the similarities of held-out models: the importance says nothing "
+                    "of other models than these"
+                )
 
     n_same, same_mean, n_different, different_mean = _means(similarity, coded)
     difference = same_mean - different_mean
@@ -167,6 +184,7 @@ def importance(
     return Importance(
         r2_in_sample=r2_in_sample,
         r2_held_out=r2_held_out,
+        r2_both_held_out=r2_both_held_out,
         in_sample_mean=in_sample.mean(axis=1),
         in_sample_std=in_sample.std(axis=1),
         held_out_mean=held_out.mean(axis=1),

@@ -110,8 +110,8 @@ def _show(summary: dict[str, Any]) -> None:
         line(path)
     if found := summary.get("importance"):
         line(f"importance: {', '.join(found['ranking'][:3])} come first")
-        in_sample, held_out = (_decimal(found[key]) for key in ("r2_in_sample", "r2_held_out"))
-        line(f"            R2 {in_sample} in sample, {held_out} with models held out")
+        in_sample, one, both = (_decimal(found[key]) for key in ("r2_in_sample", "r2_held_out", "r2_both_held_out"))
+        line(f"            R2 {in_sample} in sample, {one} with one model or both held out, {both} with both")
     if found := summary.get("clusters"):
         by = "as asked for" if found["chosen_by"] == "given" else "by the silhouette"
         line(f"clusters:   {found['n_clusters']} {by}, mean stability {found['mean_stability']:.2f}")

@@ -57,6 +57,7 @@ def summary(found: Importance, columns: Sequence[str], settings: Settings) -> di
         "settings": asdict(settings),
         "r2_in_sample": found.r2_in_sample,
         "r2_held_out": found.r2_held_out,
+        "r2_both_held_out": found.r2_both_held_out,
         "n_pairs": found.n_pairs,
         "n_pairs_unknown": found.n_unknown,
         "folds": found.folds,
