@@ -162,7 +162,8 @@ def _draw_matrix(
 def _draw_tree(axes: Axes, found: Clusters, names: Sequence[str], font_size: float) -> None:
     drawn = hierarchy.dendrogram(found.tree, no_plot=True)
     for across, heights in zip(drawn["icoord"], drawn["dcoord"], strict=True):
-        axes.plot(np.array(heights), (np.array(across) - 5.0) / 10.0, color="0.3", linewidth=1.0)
+        # Heights are distances; readers know similarities.
+        axes.plot(found.height_at_zero - np.array(heights), (np.array(across) - 5.0) / 10.0, color="0.3", linewidth=1.0)
     leaves = np.array(drawn["leaves"])
     step = max(1, -(-len(leaves) // _MOST_NAMES))
     shown = [f"{found.labels[p]}  {names[found.kept[p]]}" for p in leaves][::step]
@@ -170,10 +171,8 @@ def _draw_tree(axes: Axes, found: Clusters, names: Sequence[str], font_size: flo
     axes.set_yticks(range(0, len(leaves), step), shown, fontsize=font_size)
     _colour_names(axes.get_yticklabels(), found.labels[leaves][::step])
     axes.set_ylim(len(leaves) - 0.5, -0.5)
-    highest = float(found.tree[-1, 2])
-    axes.set_xlim(highest * 1.05 if highest > 0 else 1.0, 0.0)
-    # Heights are distances; readers know similarities.
-    axes.xaxis.set_major_formatter(lambda height, _: f"{found.height_at_zero - height:.2f}")
+    highest = float(found.tree[-1, 2]) or 1.0
+    axes.set_xlim(found.height_at_zero - 1.04 * highest, found.height_at_zero + 0.02 * highest)
     axes.tick_params(axis="y", length=0)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
