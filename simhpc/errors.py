@@ -38,6 +38,10 @@ class ContainerError(SimhpcError):
     """The container image, or what is to be seen inside it, is not as it has to be."""
 
 
+class AnalysisError(SimhpcError):
+    """A matrix, a table or an option does not allow an analysis, or any."""
+
+
 class SchedulerError(SimhpcError):
     """Slurm refused something; the message holds its own words."""
 

@@ -75,6 +75,14 @@ class RunDir:
     def heatmap(self) -> Path:
         return self.root / "figures" / "similarity.png"
 
+    def analysis(self, name: str) -> Path:
+        """A table or summary of `simhpc analyze`, e.g. `importance.csv`."""
+        return self.root / "analysis" / name
+
+    def figure(self, name: str) -> Path:
+        """A figure of `simhpc analyze`, e.g. `importance.svg`."""
+        return self.root / "figures" / name
+
     def progress(self, stage: str, model: str) -> Path:
         return self.root / "progress" / stage / f"{model}.json"
 

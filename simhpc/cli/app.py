@@ -13,7 +13,21 @@ import typer
 from rich.markup import escape
 
 from simhpc import __version__
-from simhpc.cli import aggregate, cancel, components, doctor, logs, models, plan, retry, run, status, submit, validate
+from simhpc.cli import (
+    aggregate,
+    analyze,
+    cancel,
+    components,
+    doctor,
+    logs,
+    models,
+    plan,
+    retry,
+    run,
+    status,
+    submit,
+    validate,
+)
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
 
@@ -36,6 +50,7 @@ app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
+app.command("analyze")(analyze.analyze)
 
 _debug = False
 

@@ -1,11 +1,17 @@
-"""The similarity matrix as CSV, for spreadsheets and other programs. Unknown numbers are written `nan`."""
+"""The similarity matrix as CSV, for spreadsheets and other programs. Unknown numbers are written `nan`.
+
+How CSV and JSON are written is here for all tables.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +22,15 @@ from simhpc.store.similarity import SimilarityMatrix
 
 def write_similarity(matrix: SimilarityMatrix, path: Path) -> None:
     """Square: the SAT matrix with model keys on both axes."""
-    rows = ([key, *map(_number, row)] for key, row in zip(matrix.models, matrix.sat, strict=True))
-    _write(path, ["model", *matrix.models], rows)
+    rows = ([key, *map(number, row)] for key, row in zip(matrix.models, matrix.sat, strict=True))
+    write_csv(path, ["model", *matrix.models], rows)
 
 
 def write_pairs(matrix: SimilarityMatrix, path: Path) -> None:
     """Long: one row per unordered pair, each model with itself included; rates are fractions of n_common."""
     m = len(matrix.models)
     rates = fooling_rates(matrix.n_fooled, matrix.n_common)
-    _write(
+    write_csv(
         path,
         ["a", "b", "n_common", "rate_ab", "rate_ba", "sat", "ci_low", "ci_high"],
         (
@@ -33,7 +39,7 @@ def write_pairs(matrix: SimilarityMatrix, path: Path) -> None:
                 matrix.models[b],
                 _count(matrix.n_common[a, b]),
                 *map(
-                    _number,
+                    number,
                     (rates[a, b], rates[b, a], matrix.sat[a, b], matrix.ci_low[a, b], matrix.ci_high[a, b]),
                 ),
             ]
@@ -54,15 +60,16 @@ def write_models(matrix: SimilarityMatrix, path: Path) -> None:
             [
                 key,
                 matrix.timm_names[row],
-                _number(matrix.clean_accuracy[row]),
-                _number(rates[row, row]),
-                _number(others.mean() if len(others) else np.nan),
+                number(matrix.clean_accuracy[row]),
+                number(rates[row, row]),
+                number(others.mean() if len(others) else np.nan),
             ]
         )
-    _write(path, ["model", "timm", "clean_accuracy", "self_fooling", "mean_sat"], rows)
+    write_csv(path, ["model", "timm", "clean_accuracy", "self_fooling", "mean_sat"], rows)
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table; cells as they are to stand there."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -70,7 +77,22 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     write_text(path, text.getvalue())
 
 
-def _number(value: float) -> str:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write plain data; NaN becomes `null`, which JSON has."""
+    write_text(path, json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(data: Any) -> Any:
+    """The same with None for NaN."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def number(value: float) -> str:
+    """All digits of a number; NaN is `nan`."""
     return repr(float(value))
 
 

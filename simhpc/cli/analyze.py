@@ -1,0 +1,122 @@
+"""`simhpc analyze RUN`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simhpc.cli.console import errors, output
+from simhpc.errors import SimhpcError
+from simhpc.rundir import RunDir, open_run
+
+
+class _Encoding(StrEnum):
+    same_different = "same-different"
+    value_pairs = "value-pairs"
+
+
+def analyze(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run directory with a matrix.")] = None,
+    similarity: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="In place of RUN: a square matrix with the models' names on both axes."),
+    ] = None,
+    components: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="One row per model, its name first, one column per component. For a RUN they are read from the "
+            "architectures if this is not given.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for analysis/ and figures/; default: RUN, or beside the matrix, NAME-analysis.",
+        ),
+    ] = None,
+    clusters: Annotated[
+        str, typer.Option(metavar="K|auto", help="Number of clusters; the paper has 10. auto: by the silhouette.")
+    ] = "auto",
+    encoding: Annotated[
+        _Encoding,
+        typer.Option(help="What the regression is told of a pair: does it share the value, or which two values."),
+    ] = _Encoding.same_different,
+    seed: Annotated[int, typer.Option(help="Of folds, permutations, resamples and k-means.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Say what a similarity matrix means: which components make models alike, and which models form clusters. Offline.
+
+    Tables go to analysis/, figures to figures/; docs/analyses.md explains every column. An analysis that cannot be
+    done stops no other; the exit code is then 1.
+
+    [bold]Examples[/]
+
+      simhpc analyze runs/demo
+
+      simhpc analyze runs/imagenet69 --clusters 10
+
+      simhpc analyze --similarity matrix.csv --components table.csv --out meaning
+
+      simhpc analyze runs/demo --json | jq .importance.ranking
+    """
+    if (run_dir is None) == (similarity is None):
+        raise SimhpcError("give either a run directory or --similarity, a matrix")
+    k = _number_of_clusters(clusters)
+    from simhpc.stages import analyze as stage
+
+    if run_dir is not None:
+        run = open_run(run_dir)
+        where = RunDir(out) if out is not None else run.dir
+        inputs = stage.inputs_of_run(run, where, components)
+    else:
+        assert similarity is not None
+        inputs = stage.inputs_of_files(similarity, components)
+        where = RunDir(out if out is not None else similarity.with_name(f"{similarity.stem}-analysis"))
+    settings = stage.Settings(clusters=k, encoding=encoding.value, seed=seed)
+    summary = stage.analyze(inputs, where, settings, lambda name: errors.print(f"{name} ...", style="dim"))
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _show(summary)
+    for problem in summary["problems"]:
+        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    if summary["problems"]:
+        raise typer.Exit(1)
+
+
+def _number_of_clusters(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 2:
+        raise SimhpcError(f"--clusters must be 'auto' or a number from 2, not {text!r}")
+    return int(text)
+
+
+def _decimal(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _show(summary: dict[str, Any]) -> None:
+    def line(text: str) -> None:
+        output.print(text, markup=False, soft_wrap=True)
+
+    for path in summary["files"]:
+        line(path)
+    if found := summary.get("importance"):
+        line(f"importance: {', '.join(found['ranking'][:3])} come first")
+        in_sample, one, both = (_decimal(found[key]) for key in ("r2_in_sample", "r2_held_out", "r2_both_held_out"))
+        line(f"            R2 {in_sample} in sample, {one} with one model or both held out, {both} with both")
+    if found := summary.get("clusters"):
+        by = "as asked for" if found["chosen_by"] == "given" else "by the silhouette"
+        line(f"clusters:   {found['n_clusters']} {by}, mean stability {found['mean_stability']:.2f}")
+        for each in found["clusters"]:
+            apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
+            line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")
+    for note in summary["notes"]:
+        line(f"note: {note}")

@@ -1,0 +1,209 @@
+"""Analyses of a run and of files: what is written, what is left out and said, and that one stops no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simhpc.analysis import clusters as clustering
+from simhpc.analysis import importance as regression
+from simhpc.errors import AnalysisError, MissingInputError, ModelError
+from simhpc.rundir import Run, RunDir
+from simhpc.stages import analyze as stage
+from simhpc.zoo.components import COLUMNS
+
+TABLES = {"importance.csv", "importance.json", "clusters.csv", "clusters.json", "coassignment.csv"}
+FIGURES = {f"{name}.{suffix}" for name in ("importance", "clusters") for suffix in ("svg", "png")}
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    """The paper's 500 stages are of no use to nine models."""
+    fast = replace(regression.Settings(), boosting=regression.Boosting(stages=20), repeats=2, resamples=100)
+    monkeypatch.setattr(stage.regression, "Settings", lambda **options: replace(fast, **options))
+    few = clustering.Settings(runs=10, starts=3, most=6)
+    monkeypatch.setattr(stage.clustering, "Settings", lambda **options: replace(few, **options))
+
+
+def planted(m=12):
+    group = np.arange(m) * 3 // m
+    noise = np.random.default_rng(0).normal(0, 0.1, (m, m))
+    sat = np.where(group[:, None] == group, 3.5, 1.5) + (noise + noise.T) / 2
+    names = [f"model-{k}" for k in range(m)]
+    components = {name: [f"base {g}", f"norm {k % 2}"] for k, (name, g) in enumerate(zip(names, group, strict=True))}
+    return stage.Inputs("planted", names, sat, ["Base", "Norm"], components)
+
+
+def analyzed(inputs, root, **settings):
+    begun = []
+    summary = stage.analyze(inputs, RunDir(root), stage.Settings(**settings), begun.append)
+    return summary, begun
+
+
+def files(root, folder):
+    return {path.name for path in (root / folder).glob("*")}
+
+
+def test_everything_is_written_and_listed(tmp_path):
+    summary, begun = analyzed(planted(), tmp_path)
+    assert begun == ["importance", "clusters"]
+    assert files(tmp_path, "analysis") == TABLES | {"cluster_components.csv"}
+    assert files(tmp_path, "figures") == FIGURES
+    assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | {"cluster_components.csv"} | FIGURES
+    assert summary["problems"] == summary["notes"] == []
+    assert summary["importance"]["ranking"][0] == "Base"
+    assert summary["clusters"]["n_clusters"] == 3
+    for each in summary["clusters"]["clusters"]:
+        assert each["set_apart_by"] == [f"Base=base {each['cluster'] - 1}"]
+        assert len(each["models"]) == 4
+    for name in ("importance", "clusters"):
+        assert json.loads((tmp_path / "analysis" / f"{name}.json").read_text()) == summary[name]
+    words = list(csv.DictReader((tmp_path / "analysis" / "cluster_components.csv").open()))
+    assert (words[0]["component"], words[0]["value"], words[0]["share_in_cluster"]) == ("Base", "base 0", "1.0")
+    assert float(words[0]["tf_idf"]) == pytest.approx(np.log(3))
+
+
+def test_the_same_again_gives_the_same_bytes(tmp_path):
+    for root in ("one", "two"):
+        analyzed(planted(), tmp_path / root)
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
+
+
+def test_settings_reach_the_analyses(tmp_path):
+    summary, _ = analyzed(planted(), tmp_path, clusters=2, encoding="value-pairs", seed=5)
+    assert summary["clusters"]["n_clusters"] == 2
+    assert summary["clusters"]["chosen_by"] == "given"
+    assert summary["clusters"]["settings"]["seed"] == summary["importance"]["settings"]["seed"] == 5
+    assert summary["importance"]["settings"]["encoding"] == "value-pairs"
+
+
+def test_without_components_only_what_needs_none(tmp_path):
+    analyzed(planted(), tmp_path)
+    inputs = replace(planted(), columns=[], components={})
+    summary, begun = analyzed(inputs, tmp_path / "none")
+    assert begun == ["clusters"]
+    assert files(tmp_path / "none", "analysis") == TABLES - {"importance.csv", "importance.json"}
+    assert summary["problems"] == []
+    assert summary["notes"] == [
+        "importance: not done, because it needs components of the models (--components)",
+        "clusters: which components set them apart is not known without components of the models (--components)",
+    ]
+    # A table of an earlier time would belong to other clusters.
+    analyzed(inputs, tmp_path)
+    assert "cluster_components.csv" not in files(tmp_path, "analysis")
+
+
+def test_two_models_one_problem_each_and_no_crash(tmp_path):
+    inputs = planted()
+    two = replace(inputs, names=inputs.names[:2], sat=inputs.sat[:2, :2])
+    summary, _ = analyzed(two, tmp_path)
+    assert [problem.partition(":")[0] for problem in summary["problems"]] == ["importance", "clusters"]
+    assert summary["files"] == []
+
+
+def test_an_analysis_that_cannot_be_done_stops_no_other(tmp_path):
+    """Unknown pairs everywhere leave no complete models to cluster, but pairs to explain."""
+    inputs = planted()
+    inputs.sat[:6, :6] = inputs.sat[6:, 6:] = np.nan
+    summary, _ = analyzed(inputs, tmp_path)
+    assert summary["importance"]["n_pairs"] == 36
+    assert len(summary["problems"]) == 1
+    assert summary["problems"][0].startswith("clusters: it takes 3 models whose similarities are all known")
+
+
+def test_models_without_similarity_or_components_are_named(tmp_path):
+    inputs = planted()
+    inputs.sat[3] = inputs.sat[:, 3] = np.nan
+    del inputs.components["model-7"]
+    summary, _ = analyzed(inputs, tmp_path)
+    assert summary["importance"]["models_left_out"] == ["model-7"]
+    assert summary["importance"]["n_pairs"] == 10 * 9 / 2
+    assert summary["clusters"]["models_left_out"] == ["model-3"]
+    assert any("left out, because some of their similarities are unknown: model-3" in note for note in summary["notes"])
+    members = [model for each in summary["clusters"]["clusters"] for model in each["models"]]
+    assert set(members) == {*inputs.names} - {"model-3"}
+
+
+def test_too_many_clusters_are_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(AnalysisError, match="12 models can be put in 2 to 11 clusters, not in 12"):
+        analyzed(planted(), tmp_path / "none", clusters=12)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_and_its_components(copied: Run, monkeypatch):
+    inputs = stage.inputs_of_run(copied, copied.dir)
+    assert inputs.title == "tiny"
+    assert inputs.columns == list(COLUMNS)
+    assert inputs.components["cnn"][0] == "CNN"
+    assert inputs.components["vit"][0] == "Transformer"
+    assert inputs.problems == []
+    summary, _ = analyzed(inputs, copied.dir.root)
+    assert summary["problems"] == []
+    assert summary["models"] == 3
+    # What stands in the file is believed, and nothing is built for it.
+    cache = copied.dir.analysis("components.csv")
+    cache.write_text(cache.read_text().replace("Transformer", "Mine"))
+    monkeypatch.setattr(stage, "_read_model", lambda model: pytest.fail("was read again"))
+    assert stage.inputs_of_run(copied, copied.dir).components["vit"][0] == "Mine"
+
+
+def test_only_models_that_the_file_lacks_are_read(copied: Run, monkeypatch):
+    read = []
+    monkeypatch.setattr(stage, "_read_model", lambda model: read.append(model.key) or ["x"] * 13)
+    stage.inputs_of_run(copied, copied.dir)
+    assert read == ["cnn", "convnext", "vit"]
+    cache = copied.dir.analysis("components.csv")
+    cache.write_text("".join(line for line in cache.read_text().splitlines(True) if not line.startswith("vit")))
+    stage.inputs_of_run(copied, copied.dir)
+    assert read[3:] == ["vit"]
+    cache.write_text("name,Base\ncnn,CNN\n")
+    with pytest.raises(AnalysisError, match="lacks 'convnext' and has other columns"):
+        stage.inputs_of_run(copied, copied.dir)
+
+
+def test_a_model_that_cannot_be_read_is_left_out_and_tried_again(copied: Run, monkeypatch):
+    def fail(model):
+        if model.key == "vit":
+            raise ModelError("vit cannot be read: why")
+        return [model.key] * 13
+
+    monkeypatch.setattr(stage, "_read_model", fail)
+    inputs = stage.inputs_of_run(copied, copied.dir)
+    assert inputs.problems == ["components of vit are unknown: vit cannot be read: why"]
+    assert set(inputs.components) == {"cnn", "convnext"}
+    summary, _ = analyzed(inputs, copied.dir.root)
+    assert summary["clusters"]["n_clusters"] == 2
+    monkeypatch.setattr(stage, "_read_model", lambda model: ["later"] * 13)
+    assert stage.inputs_of_run(copied, copied.dir).components["vit"] == ["later"] * 13
+
+
+def test_a_network_of_ones_own_is_read_from_what_its_function_returns(tmp_path):
+    from simhpc.study import Model
+
+    (tmp_path / "mine_to_analyze.py").write_text(
+        "import timm\ndef build(num_classes=10):\n    return timm.create_model('resnet10t', num_classes=num_classes)\n"
+    )
+    model = Model.model_validate({"key": "mine", "module": "mine_to_analyze:build", "module_folder": str(tmp_path)})
+    assert stage._read_model(model)[:4] == ["CNN", "Yes", "3s2/3/3", "176 x 176"]
+
+
+def test_a_table_in_place_of_reading(copied: Run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_read_model", lambda model: pytest.fail("was read"))
+    table = tmp_path / "table.csv"
+    table.write_text("name,Base\nvit,ViT\ncnn,CNN\nconvnext,CNN\nother,MLP\n")
+    inputs = stage.inputs_of_run(copied, copied.dir, table)
+    assert (inputs.columns, inputs.components) == (["Base"], {"cnn": ["CNN"], "convnext": ["CNN"], "vit": ["ViT"]})
+    table.write_text("name,Base\nvit,ViT\ncnn,CNN\n")
+    with pytest.raises(AnalysisError, match="has no row for 'convnext'"):
+        stage.inputs_of_run(copied, copied.dir, table)
+
+
+def test_a_run_without_a_matrix_says_what_makes_one(copied: Run):
+    copied.dir.similarity.unlink()
+    with pytest.raises(MissingInputError, match="run `simhpc aggregate` first"):
+        stage.inputs_of_run(copied, copied.dir)
