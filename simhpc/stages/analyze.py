@@ -6,6 +6,8 @@ module in `simhpc/analysis/`, one in `simhpc/report/`, a function here and a lin
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simhpc import __version__
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, MissingInputError, ModelError
@@ -177,6 +180,7 @@ def analyze_importance(inputs: Inputs, out: RunDir, settings: Settings) -> Outco
         raise AnalysisError("no model's components are known")
     found = regression.importance(inputs.sat[np.ix_(kept, kept)], values, inputs.columns, options)
     result = {
+        **made_from(inputs),
         **importance_report.summary(found, inputs.columns, options),
         "models_left_out": [name for name in inputs.names if name not in inputs.components],
     }
@@ -198,7 +202,7 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
         left_out = ", ".join(names[position] for position in found.left_out)
         notes.append(f"left out, because some of their similarities are unknown: {left_out}")
     words = _words(inputs, found)
-    result = clusters_report.summary(found, names, options, words)
+    result = {**made_from(inputs), **clusters_report.summary(found, names, options, words)}
     table, summary, together = (out.analysis(name) for name in ("clusters.csv", "clusters.json", "coassignment.csv"))
     svg, png = out.figure("clusters.svg"), out.figure("clusters.png")
     clusters_report.write_table(found, names, table)
@@ -213,6 +217,18 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
         by_components.unlink(missing_ok=True)  # of other clusters, from another time
         notes.append("which components set them apart is not known without components of the models (--components)")
     return Outcome(files, result, notes)
+
+
+def made_from(inputs: Inputs) -> dict[str, str]:
+    """What tells the files of one matrix from those that an earlier one has left: every summary begins with it."""
+    similarity_of = json.dumps([inputs.names, inputs.sat.tolist()])
+    components_of = json.dumps([inputs.columns, inputs.components], sort_keys=True)
+    return {
+        "created_by": f"simhpc {__version__}",
+        "title": inputs.title,
+        "similarity_sha256": hashlib.sha256(similarity_of.encode()).hexdigest(),
+        "components_sha256": hashlib.sha256(components_of.encode()).hexdigest(),
+    }
 
 
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {

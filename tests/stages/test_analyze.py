@@ -62,6 +62,7 @@ def test_everything_is_written_and_listed(tmp_path):
         assert len(each["models"]) == 4
     for name in ("importance", "clusters"):
         assert json.loads((tmp_path / "analysis" / f"{name}.json").read_text()) == summary[name]
+        assert stage.made_from(planted()).items() <= summary[name].items()
     words = list(csv.DictReader((tmp_path / "analysis" / "cluster_components.csv").open()))
     assert (words[0]["component"], words[0]["value"], words[0]["share_in_cluster"]) == ("Base", "base 0", "1.0")
     assert float(words[0]["tf_idf"]) == pytest.approx(np.log(3))
@@ -72,6 +73,18 @@ def test_the_same_again_gives_the_same_bytes(tmp_path):
         analyzed(planted(), tmp_path / root)
     for path in (tmp_path / "one").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
+
+
+def test_summaries_say_what_they_were_made_from():
+    inputs = planted()
+    one = stage.made_from(inputs)
+    assert one == stage.made_from(planted())
+    other = planted()
+    other.sat[0, 1] = other.sat[1, 0] = 9.0
+    other.components["model-3"][1] = "another"
+    for key in ("similarity_sha256", "components_sha256"):
+        assert one[key] != stage.made_from(other)[key]
+    assert one["created_by"].startswith("simhpc ")
 
 
 def test_settings_reach_the_analyses(tmp_path):
