@@ -195,7 +195,7 @@ def _check_outputs(model: Model, outputs: int, num_classes: int) -> None:
             f"{num_classes - 1}: set images.labels so that they are the model's own class indices, or args.num_classes"
         )
     # Its first thousand classes are not ImageNet-1k's; no label would be right.
-    if outputs in weights.HEADS_OF_21K and num_classes <= 1000:
+    if outputs in weights.HEADS_OF_21K and num_classes <= _IMAGENET_CLASSES:
         raise ModelError(
             f"model {model.key!r} has a head of {outputs} outputs (ImageNet-21k, -22k or -12k), and the image set "
             f"{num_classes} classes: a 21k head answers other classes. Use weights that were fine-tuned on them, such "
