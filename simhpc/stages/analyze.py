@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from simhpc import __version__
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
-from simhpc.errors import AnalysisError, MissingInputError, ModelError
+from simhpc.errors import AnalysisError, BadFileError, MissingInputError, ModelError
 from simhpc.report import clusters as clusters_report
 from simhpc.report import importance as importance_report
 from simhpc.report.figure import write_svg_and_png
@@ -56,6 +56,7 @@ class Inputs:
         columns: names of C components; none if there is no table.
         components: C values of each model that they are known of.
         notes, problems: what was found wrong with the input; a problem makes the exit code 1.
+        run: the finished run that the matrix is of; None for a matrix from elsewhere.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Inputs:
     components: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> 
         components={name: row for name, row in table.rows.items() if name in set(matrix.models)},
         notes=[*matrix.notes],
         problems=problems,
+        run=run,
     )
 
 
@@ -156,10 +159,13 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
         if name in _NEED_COMPONENTS and not inputs.columns:
             notes.append(f"{name}: not done, because it needs components of the models (--components)")
             continue
+        if name in _NEED_A_RUN and inputs.run is None:
+            notes.append(f"{name}: not done, because it needs the predictions of a run, not only its matrix")
+            continue
         report(name)
         try:
             outcome = function(inputs, out, settings)
-        except AnalysisError as error:
+        except (AnalysisError, BadFileError, MissingInputError) as error:
             problems.append(f"{name}: {error}")
             continue
         summary[name] = outcome.result
@@ -238,6 +244,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
+_NEED_A_RUN: set[str] = set()
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:
