@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages import progress
-from simhpc.stages.task import Report, Task
+from simhpc.stages.task import PROCESSES, Report, Task
 from simhpc.store import checkpoint, image_set
 from simhpc.store.step_log import StepLog
 
@@ -92,7 +93,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     )
     seed = derive_seed(run.study.seed, "train", model.key)
 
-    with training.joined(device) as processes:
+    with training.joined(device, int(os.environ.get(PROCESSES, "1"))) as processes:
         training.seed_everything(derive_seed(seed, "initialisation"))
         network = build.untrained(model, chosen.num_classes, to_train=True).to(processes.device)
         trainer = training.Trainer(
