@@ -21,7 +21,9 @@ from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError, ModelError
 from simhpc.report import clusters as clusters_report
+from simhpc.report import heatmap
 from simhpc.report import importance as importance_report
+from simhpc.report.families import families
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_csv, write_json
 from simhpc.rundir import Run, RunDir
@@ -55,6 +57,12 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     run: Run | None = None
+
+    @property
+    def families(self) -> list[str]:
+        """The family of each of the N models, for colours: see `report.families`."""
+        timm_names = {model.key: model.timm_name for model in self.run.study.models} if self.run is not None else {}
+        return families(self.names, self.columns, self.components, timm_names)
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,10 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
         summary[name] = outcome.result
         files += outcome.files
         notes += [f"{name}: {note}" for note in outcome.notes]
+    if inputs.run is not None and inputs.columns and out.root == inputs.run.dir.root:
+        # Made before the families of the models were known.
+        matrix = similarity.load(inputs.run.dir.similarity)
+        heatmap.write(matrix, inputs.run.dir.heatmap, title=inputs.title, families=inputs.families)
     result: dict[str, Any] = plain(
         {**summary, "files": [str(path) for path in files], "notes": notes, "problems": problems}
     )
@@ -203,7 +215,7 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     clusters_report.write_table(found, names, table)
     clusters_report.write_coassignment(found, names, together)
     write_json(summary, result)
-    write_svg_and_png(clusters_report.draw(found, inputs.sat, names, title=inputs.title), svg, png)
+    write_svg_and_png(clusters_report.draw(found, inputs.sat, names, inputs.families, title=inputs.title), svg, png)
     files, by_components = [table, summary, together, svg, png], out.analysis("cluster_components.csv")
     if inputs.columns:
         clusters_report.write_components(words, by_components)

@@ -13,6 +13,7 @@ from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, MissingInputError, ModelError
 from simhpc.rundir import Run, RunDir
+from simhpc.stages import aggregate
 from simhpc.stages import analyze as stage
 from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
@@ -160,9 +161,15 @@ def test_a_run_and_its_components(copied: Run, monkeypatch):
     assert inputs.components["cnn"][0] == "CNN"
     assert inputs.components["vit"][0] == "Transformer"
     assert inputs.problems == []
+    before = copied.dir.heatmap.read_bytes()
     summary, _ = analyzed(inputs, copied.dir.root)
     assert summary["problems"] == []
     assert summary["models"] == 3
+    # The heatmap now has the families' colours, and keeps them when the matrix is made again.
+    coloured = copied.dir.heatmap.read_bytes()
+    assert coloured != before
+    aggregate.execute(copied, aggregate.tasks(copied)[0], lambda *_: None)
+    assert copied.dir.heatmap.read_bytes() == coloured
     # What stands in the file is believed, and nothing is built for it.
     cache = copied.dir.analysis("components.csv")
     cache.write_text(cache.read_text().replace("Transformer", "Mine"))
