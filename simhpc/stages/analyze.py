@@ -27,22 +27,10 @@ from simhpc.report.tables import plain, write_csv, write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.store import named_csv, similarity
 from simhpc.store.named_csv import NamedTable
-from simhpc.study import Model
+from simhpc.study import Analysis, Model
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Options of all analyses.
-
-    Attributes:
-        clusters: number of clusters; None: chosen.
-        encoding: of pairs, for importance.
-        seed: of everything random.
-    """
-
-    clusters: int | None = None
-    encoding: regression.Encoding = "same-different"
-    seed: int = 0
+Settings = Analysis
+"""Options of all analyses: the study's `[analysis]`."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +169,8 @@ def analyze_importance(inputs: Inputs, out: RunDir, settings: Settings) -> Outco
     """Which components make models alike: `importance.csv`, `importance.json` and the figure."""
     kept = [position for position, name in enumerate(inputs.names) if name in inputs.components]
     values = [inputs.components[inputs.names[position]] for position in kept]
-    options = regression.Settings(encoding=settings.encoding, seed=settings.seed)
+    boosting = regression.Boosting(**settings.boosting.model_dump())
+    options = regression.Settings(encoding=settings.encoding, boosting=boosting, seed=settings.seed)
     if not kept:
         raise AnalysisError("no model's components are known")
     found = regression.importance(inputs.sat[np.ix_(kept, kept)], values, inputs.columns, options)

@@ -14,6 +14,7 @@ from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, MissingInputError, ModelError
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import analyze as stage
+from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 
 TABLES = {"importance.csv", "importance.json", "clusters.csv", "clusters.json", "coassignment.csv"}
@@ -23,8 +24,9 @@ FIGURES = {f"{name}.{suffix}" for name in ("importance", "clusters") for suffix 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
     """The paper's 500 stages are of no use to nine models."""
-    fast = replace(regression.Settings(), boosting=regression.Boosting(stages=20), repeats=2, resamples=100)
+    fast, boosting = replace(regression.Settings(), repeats=2, resamples=100), regression.Boosting(stages=20)
     monkeypatch.setattr(stage.regression, "Settings", lambda **options: replace(fast, **options))
+    monkeypatch.setattr(stage.regression, "Boosting", lambda **options: replace(boosting, **{**options, "stages": 20}))
     few = clustering.Settings(runs=10, starts=3, most=6)
     monkeypatch.setattr(stage.clustering, "Settings", lambda **options: replace(few, **options))
 
@@ -88,11 +90,14 @@ def test_summaries_say_what_they_were_made_from():
 
 
 def test_settings_reach_the_analyses(tmp_path):
-    summary, _ = analyzed(planted(), tmp_path, clusters=2, encoding="value-pairs", seed=5)
+    summary, _ = analyzed(
+        planted(), tmp_path, clusters=2, encoding="value-pairs", seed=5, boosting=Boosting(max_depth=3)
+    )
     assert summary["clusters"]["n_clusters"] == 2
     assert summary["clusters"]["chosen_by"] == "given"
     assert summary["clusters"]["settings"]["seed"] == summary["importance"]["settings"]["seed"] == 5
     assert summary["importance"]["settings"]["encoding"] == "value-pairs"
+    assert summary["importance"]["settings"]["boosting"]["max_depth"] == 3
 
 
 def test_without_components_only_what_needs_none(tmp_path):
