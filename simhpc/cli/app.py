@@ -26,6 +26,7 @@ from simhpc.cli import (
     run,
     status,
     submit,
+    suggest_ensemble,
     validate,
 )
 from simhpc.cli.console import errors
@@ -51,6 +52,7 @@ app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
+app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
 
 _debug = False
 

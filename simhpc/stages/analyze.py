@@ -22,6 +22,9 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_ensembles import analyze_ensembles
+from simhpc.stages.analyze_measures import analyze_measures
+from simhpc.stages.found_clusters import clusters_of, options_of
 from simhpc.store import similarity
 
 
@@ -95,8 +98,7 @@ def analyze_importance(inputs: Inputs, out: RunDir, settings: Settings) -> Outco
 
 def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome:
     """Which models are alike: `clusters.csv`, `.json`, `coassignment.csv`, `cluster_components.csv`, the figure."""
-    options = clustering.Settings(k=settings.clusters, seed=settings.seed)
-    found = clustering.clusters(inputs.sat, options)
+    options, found = options_of(settings), clusters_of(inputs, settings)
     names, notes = inputs.names, [*found.notes]
     if len(found.left_out):
         left_out = ", ".join(names[position] for position in found.left_out)
@@ -122,11 +124,13 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
+    "ensembles": analyze_ensembles,
+    "measures": analyze_measures,
 }
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
-_NEED_A_RUN: set[str] = set()
+_NEED_A_RUN = {"ensembles", "measures"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:
