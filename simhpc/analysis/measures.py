@@ -310,7 +310,8 @@ def compare(measures: Sequence[Measure], settings: Settings) -> Comparison:
     for measure, row in zip(measures[1:], values[1:], strict=True):
         differing += _differing(measures[0], measure, values[0], row, members, settings)
     notes = [
-        f"{measure.name}: more than half of its spread over pairs is sampling error of the images (reliability {share:.2f})"
+        f"{measure.name}: more than half of its spread over pairs is sampling error of the images "
+        f"(reliability {share:.2f})"
         for measure, share in zip(measures, reliability, strict=True)
         if share < 0.5
     ]
