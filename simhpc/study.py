@@ -299,6 +299,15 @@ class Similarity(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class Representations(Section):
+    """What the optional representations stage stores. May be changed between runs: no other result hangs on it."""
+
+    n_gradients: Annotated[int, Field(ge=1)] = 100
+    """Images whose input gradients are stored, by class, the same for every model; all if there are fewer."""
+    noise_std_255: Annotated[float, Field(gt=0, le=255)] = 1.0
+    """Standard deviation of the pixel noise under which each gradient is compared with itself, in units of 1/255."""
+
+
 class Resources(Section):
     """What one task may use. May be changed between runs of one study: it is no part of the question asked."""
 
@@ -321,6 +330,7 @@ class Study(Section):
     training: Training = Training()
     attack: Attack = Attack()
     similarity: Similarity = Similarity()
+    representations: Representations = Representations()
     resources: Resources = Resources()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
 
@@ -412,9 +422,9 @@ def dump_study(study: Study) -> str:
 def differences(held: Study, given: Study) -> list[str]:
     """What `given` contradicts in `held`, one line each.
 
-    Added models, changed resources and other expectations of accuracy contradict nothing.
+    Added models, changed resources, other representations and other expectations of accuracy contradict nothing.
     """
-    skip = {"models", "resources"}
+    skip = {"models", "representations", "resources"}
     lines = _compare("", held.model_dump(mode="json", exclude=skip), given.model_dump(mode="json", exclude=skip))
     given_models = {model.key: model for model in given.models}
     for model in held.models:
