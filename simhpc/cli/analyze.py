@@ -86,17 +86,18 @@ def analyze(
         changes["encoding"] = encoding.value
     if seed is not None:
         changes["seed"] = seed
+    from simhpc.stages import analysis_inputs
     from simhpc.stages import analyze as stage
 
     if run_dir is not None:
         run = open_run(run_dir)
         where = RunDir(out) if out is not None else run.dir
-        inputs = stage.inputs_of_run(run, where, components)
+        inputs = analysis_inputs.inputs_of_run(run, where, components)
     else:
         assert similarity is not None
-        inputs = stage.inputs_of_files(similarity, components)
+        inputs = analysis_inputs.inputs_of_files(similarity, components)
         where = RunDir(out if out is not None else similarity.with_name(f"{similarity.stem}-analysis"))
-    settings = inputs.run.study.analysis if inputs.run is not None else stage.Settings()
+    settings = inputs.run.study.analysis if inputs.run is not None else analysis_inputs.Settings()
     settings = settings.model_copy(update=changes)
     summary = stage.analyze(inputs, where, settings, lambda name: errors.print(f"{name} ...", style="dim"))
     if as_json:
