@@ -22,6 +22,7 @@ from simhpc.cli import (
     logs,
     models,
     plan,
+    report,
     retry,
     run,
     status,
@@ -53,6 +54,7 @@ app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
 app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
+app.command("report")(report.report)
 
 _debug = False
 
