@@ -22,6 +22,7 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_representations import analyze_representations
 from simhpc.store import similarity
 
 
@@ -57,7 +58,8 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
         except (AnalysisError, BadFileError, MissingInputError) as error:
             problems.append(f"{name}: {error}")
             continue
-        summary[name] = outcome.result
+        if outcome.result:
+            summary[name] = outcome.result
         files += outcome.files
         notes += [f"{name}: {note}" for note in outcome.notes]
     if inputs.run is not None and inputs.columns and out.root == inputs.run.dir.root:
@@ -122,11 +124,12 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
+    "representations": analyze_representations,
 }
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
-_NEED_A_RUN: set[str] = set()
+_NEED_A_RUN: set[str] = {"representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:
