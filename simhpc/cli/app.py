@@ -22,6 +22,7 @@ from simhpc.cli import (
     logs,
     models,
     plan,
+    report,
     retry,
     run,
     status,
@@ -51,6 +52,7 @@ app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 
 _debug = False
 
