@@ -22,6 +22,7 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_strategies import analyze_strategies
 from simhpc.store import similarity
 
 
@@ -122,6 +123,7 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
+    "strategies": analyze_strategies,
 }
 """In the order in which they are done."""
 
