@@ -24,8 +24,9 @@ from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.stages.analyze_ensembles import analyze_ensembles
 from simhpc.stages.analyze_measures import analyze_measures
-from simhpc.stages.found_clusters import clusters_of, options_of
 from simhpc.stages.analyze_representations import analyze_representations
+from simhpc.stages.analyze_strategies import analyze_strategies
+from simhpc.stages.found_clusters import clusters_of, options_of
 from simhpc.store import similarity
 
 
@@ -129,6 +130,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "ensembles": analyze_ensembles,
     "measures": analyze_measures,
     "representations": analyze_representations,
+    "strategies": analyze_strategies,
 }
 """In the order in which they are done."""
 

@@ -19,7 +19,7 @@ from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.report.families import families
 from simhpc.report.page import document, summary
 from simhpc.report.page.about import ABOUT, About
-from simhpc.report.page.content import Analysis, Content, Examples, File, Grouping, ModelRow, Tree
+from simhpc.report.page.content import Analysis, Content, File, Grouping, ModelRow, Tree
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import analyze
 from simhpc.stages.examples import examples
