@@ -43,6 +43,10 @@ class RunDir:
     def predictions(self, model: str) -> Path:
         return self.root / "predictions" / f"{model}.h5"
 
+    def representations(self, model: str) -> Path:
+        """Features and input gradients of one model, where the optional stage has stored them."""
+        return self.root / "representations" / f"{model}.h5"
+
     def attack_parts(self, model: str) -> Path:
         """Folder of the batches of an attack that is not finished."""
         return self.root / "partial" / "attack" / model
@@ -82,6 +86,11 @@ class RunDir:
     def figure(self, name: str) -> Path:
         """A figure of `simhpc analyze`, e.g. `importance.svg`."""
         return self.root / "figures" / name
+
+    @property
+    def report(self) -> Path:
+        """The page of `simhpc report`."""
+        return self.root / "report.html"
 
     def progress(self, stage: str, model: str) -> Path:
         return self.root / "progress" / stage / f"{model}.json"
