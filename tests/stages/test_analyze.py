@@ -19,6 +19,10 @@ from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 
 TABLES = {"importance.csv", "importance.json", "clusters.csv", "clusters.json", "coassignment.csv"}
+NEED_A_RUN = [
+    f"{name}: not done, because it needs the predictions of a run, not only its matrix"
+    for name in ("ensembles", "measures")
+]
 FIGURES = {f"{name}.{suffix}" for name in ("importance", "clusters") for suffix in ("svg", "png")}
 
 
@@ -57,7 +61,8 @@ def test_everything_is_written_and_listed(tmp_path):
     assert files(tmp_path, "analysis") == TABLES | {"cluster_components.csv"}
     assert files(tmp_path, "figures") == FIGURES
     assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | {"cluster_components.csv"} | FIGURES
-    assert summary["problems"] == summary["notes"] == []
+    assert summary["problems"] == []
+    assert summary["notes"] == NEED_A_RUN
     assert summary["importance"]["ranking"][0] == "Base"
     assert summary["clusters"]["n_clusters"] == 3
     for each in summary["clusters"]["clusters"]:
@@ -111,6 +116,7 @@ def test_without_components_only_what_needs_none(tmp_path):
     assert summary["notes"] == [
         "importance: not done, because it needs components of the models (--components)",
         "clusters: which components set them apart is not known without components of the models (--components)",
+        *NEED_A_RUN,
     ]
     # A table of an earlier time would belong to other clusters.
     analyzed(inputs, tmp_path)
@@ -165,6 +171,7 @@ def test_a_run_and_its_components(copied: Run, monkeypatch):
     summary, _ = analyzed(inputs, copied.dir.root)
     assert summary["problems"] == []
     assert summary["models"] == 3
+    assert {"ensembles", "measures"} < set(summary)
     # The heatmap now has the families' colours, and keeps them when the matrix is made again.
     coloured = copied.dir.heatmap.read_bytes()
     assert coloured != before
