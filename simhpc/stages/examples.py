@@ -23,7 +23,7 @@ MOST_IMAGES = 4
 def examples(run: Run, matrix: SimilarityMatrix) -> Examples:
     """Images that all chosen models classify correctly, each of another class if there are enough.
 
-    The models are evenly spread over the order that puts alike ones side by side. Only the rows that are shown are read.
+    The models are evenly spread over the order that puts alike ones side by side. Only rows that are shown are read.
     """
     if not run.dir.images.exists():
         return Examples(absent="images.h5 is not in this run directory.")

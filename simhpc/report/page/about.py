@@ -13,6 +13,7 @@ class About:
         makes: the command that does it.
         files: its tables beside NAME.csv.
         names: what keys of its JSON file are called; others are called by the key.
+        has_figure: whether its figure is shown; the report has drawings of its own of the clusters.
     """
 
     title: str
@@ -20,6 +21,7 @@ class About:
     makes: str = "simhpc analyze"
     files: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
+    has_figure: bool = True
 
 
 ABOUT = {
@@ -36,6 +38,7 @@ ABOUT = {
             "clusters": "Clusters, and the components that set them apart",
             "n_pairs_below_0": "pairs of negative SAT, counted as 0",
         },
+        has_figure=False,
     ),
     "importance": About(
         "Component importance",

@@ -50,6 +50,7 @@
   const columnNames = byId("column-names");
   const readout = byId("readout");
   const MOST_NAMES_PX = 170;
+  const MOST_CELL_PX = 56;
   let order = Object.values(data.orders)[0];
   let cell = 12;
   let namesPx = 100;
@@ -119,7 +120,7 @@
     };
     const most = Math.min(MOST_NAMES_PX, room * 0.36);
     namesPx = Math.min(most, long(14));
-    cell = Math.max(count > 400 ? 5 : 11, Math.min(44, Math.floor((room - namesPx) / count)));
+    cell = Math.max(count > 400 ? 5 : 11, Math.min(MOST_CELL_PX, Math.floor((room - namesPx) / count)));
     namesPx = Math.min(most, long(cell));
     place(byId("corner"), 0, 0, namesPx, namesPx);
     for (const [element, width, height] of [
@@ -378,13 +379,15 @@
   hatch(byId("legend-hatch").getContext("2d"), 0, 0, 24, 14);
   byId("legend-unknown").hidden = data.sat.every((value) => value !== null);
 
+  const section = byId("matrix");
   let roomPx = 0;
   function fit() {
-    if (box.clientWidth === roomPx || box.clientWidth === 0) return;
-    roomPx = box.clientWidth;
-    layOut(roomPx - 2);
+    if (section.clientWidth === roomPx) return;
+    roomPx = section.clientWidth;
+    // Less the border, and the scroll bar that a high matrix has.
+    layOut(roomPx - 2 - (box.offsetWidth - box.clientWidth));
   }
-  new ResizeObserver(fit).observe(box);
+  new ResizeObserver(fit).observe(section);
   window.addEventListener("beforeprint", () => layOut(680));
   window.addEventListener("afterprint", () => layOut(roomPx - 2));
   fit();

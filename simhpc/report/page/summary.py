@@ -58,7 +58,7 @@ def text(value: Any, most: int | None = None) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.4g}"
+            return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
         case list():
             more = f" and {len(value) - most} more" if most and len(value) > most else ""
             return ", ".join(map(text, value[:most])) + more
