@@ -47,13 +47,9 @@ def run(tmp_path_factory):
     """Fourteen of the paper's models with a made-up matrix, one pair of which is unknown; analysed and reported."""
     made = synthetic_run(tmp_path_factory.mktemp("browser") / "run", n_models=N_MODELS, n_attacked=3)
     matrix = similarity.load(made.dir.similarity)
-    for cells, unknown in (
-        (matrix.sat, np.nan),
-        (matrix.ci_low, np.nan),
-        (matrix.ci_high, np.nan),
-        (matrix.n_fooled, -1),
-    ):
-        cells[UNKNOWN] = cells[UNKNOWN[::-1]] = unknown
+    for cells in (matrix.sat, matrix.ci_low, matrix.ci_high):
+        cells[UNKNOWN] = cells[UNKNOWN[::-1]] = np.nan
+    matrix.n_fooled[UNKNOWN] = matrix.n_fooled[UNKNOWN[::-1]] = -1
     matrix.notes.append("a note with <b>markup</b>")
     matrix.save(made.dir.similarity)
     inputs = inputs_of_run(made, made.dir)
@@ -140,16 +136,15 @@ def test_the_diagonal_and_an_unknown_pair(opened, run, matrix):
     page = opened(run)
     own = matrix.models[4]
     page.mouse.move(*cell_centre(page, own, own))
-    rate = f"{100 * matrix.n_fooled[4, 4] / matrix.n_common[4, 4]:.1f} %"
+    fooled, common = matrix.n_fooled[4, 4], matrix.n_common[4, 4]
     text = page.locator("#readout").text_content()
     assert text.startswith(f"{own} with itself: SAT {matrix.sat[4, 4]:.2f} (95 % interval")
-    assert text.endswith(
-        f"Attacks on it fool it itself: {rate} ({matrix.n_fooled[4, 4]} of {matrix.n_common[4, 4]} images)."
-    )
+    assert text.endswith(f"Attacks on it fool it itself: {100 * fooled / common:.1f} % ({fooled} of {common} images).")
     one, other = (matrix.models[k] for k in UNKNOWN)
     page.mouse.move(*cell_centre(page, one, other))
     assert page.locator("#readout").text_content() == (
-        f"{one} and {other}: SAT unknown. Attacks on {one} fool {other}: unknown. Attacks on {other} fool {one}: unknown."
+        f"{one} and {other}: SAT unknown. Attacks on {one} fool {other}: unknown. "
+        f"Attacks on {other} fool {one}: unknown."
     )
     assert page.locator("#legend-unknown").is_visible()
 
@@ -263,9 +258,7 @@ def test_a_model_is_found_in_matrix_plane_and_tree(opened, run, matrix):
 
 def test_a_model_is_picked_in_the_drawings(opened, run, matrix):
     page = opened(run)
-    nearest = np.argsort(-np.where(np.eye(N_MODELS, dtype=bool), -np.inf, np.nan_to_num(matrix.sat[6], nan=-np.inf)))[
-        :3
-    ]
+    nearest = [k for k in np.argsort(-matrix.sat[6]) if k != 6][:3]
     alike = ", ".join(f"{matrix.models[k]} (SAT {matrix.sat[6, k]:.2f})" for k in nearest)
     page.select_option("#pick", "6")
     told = page.locator("#picked").text_content()
@@ -301,7 +294,8 @@ def test_everything_that_answers_is_reached_by_tab_and_has_a_name(opened, run):
     for _ in range(wanted + 5):
         page.keyboard.press("Tab")
         found = page.evaluate(
-            "(() => { const e = document.activeElement; if (e === document.body) return null;"
+            "(() => { const e = document.activeElement;"
+            " if (e === document.body) return null;"
             " const name = e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent;"
             " const style = getComputedStyle(e); const box = e.getBoundingClientRect();"
             " return {tag: e.tagName, id: e.id, name: name.trim(), outline: style.outlineStyle, width: box.width,"
@@ -335,7 +329,9 @@ LAYOUT = """() => {
     if (e.children.length === 0 && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
       problems.push(['cut', e.outerHTML.slice(0, 80)]);
   }
-  const blocks = [...document.querySelectorAll('header > *, section > *, section dl > div, .drawings > div, footer')].filter(seen);
+  const blocks = [
+    ...document.querySelectorAll('header > *, section > *, section dl > div, .drawings > div, footer'),
+  ].filter(seen);
   for (const one of blocks) for (const other of blocks) {
     if (one === other || one.contains(other) || other.contains(one)) continue;
     const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()];
@@ -347,7 +343,8 @@ LAYOUT = """() => {
     for (const text of svg.querySelectorAll('text')) {
       if (!seen(text)) continue;
       const box = text.getBoundingClientRect();
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+      const isBeside = box.left < frame.left - 1 || box.right > frame.right + 1;
+      if (isBeside || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
         problems.push(['outside its drawing', text.textContent]);
     }
     const boxes = [...svg.querySelectorAll('text')].filter(seen).map((e) => [e.textContent, e.getBoundingClientRect()]);
