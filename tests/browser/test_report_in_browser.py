@@ -299,7 +299,8 @@ def test_everything_that_answers_is_reached_by_tab_and_has_a_name(opened, run):
             " const name = e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent;"
             " const style = getComputedStyle(e); const box = e.getBoundingClientRect();"
             " return {tag: e.tagName, id: e.id, name: name.trim(), outline: style.outlineStyle, width: box.width,"
-            "  inView: box.bottom > 0 && box.top < innerHeight, key: [...document.querySelectorAll('*')].indexOf(e)} })()"
+            "  inView: box.bottom > 0 && box.top < innerHeight,"
+            "  key: [...document.querySelectorAll('*')].indexOf(e)} })()"
         )
         if found is None:
             break
