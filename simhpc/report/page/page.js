@@ -384,11 +384,11 @@
   function fit() {
     if (section.clientWidth === roomPx) return;
     roomPx = section.clientWidth;
-    // Less the border, and the scroll bar that a high matrix has.
-    layOut(roomPx - 2 - (box.offsetWidth - box.clientWidth));
+    // Less its border and scroll bar.
+    layOut(roomPx - (box.offsetWidth - box.clientWidth));
   }
   new ResizeObserver(fit).observe(section);
   window.addEventListener("beforeprint", () => layOut(680));
-  window.addEventListener("afterprint", () => layOut(roomPx - 2));
+  window.addEventListener("afterprint", () => layOut(roomPx - (box.offsetWidth - box.clientWidth)));
   fit();
 })();
