@@ -18,6 +18,8 @@ RESULT = {
     "nothing": [],
     "best": {"members": ["a", "b"], "accuracy": 0.75},
     "choices": [{"k": 2, "gap": 0.5}, {"k": 3, "note": "last"}],
+    "kinds": {"regime": {"n": 2, "cost": {"forward": 1.0}}, "other": {"n": 3}},
+    "models": ["a", "b"],
     "tree": {"linkage": [[0.0, 1.0, 0.5, 2.0]]},
     "notes": ["a note"],
 }
@@ -36,7 +38,8 @@ def test_facts():
 
 def test_tables_have_every_column_that_a_row_has():
     assert summary.tables(RESULT, {"choices": "Choices", "gap": "eigengap"}) == [
-        Table("Choices", ["k", "eigengap", "note"], [["2", "0.5", ""], ["3", "", "last"]])
+        Table("Choices", ["k", "eigengap", "note"], [["2", "0.5", ""], ["3", "", "last"]]),
+        Table("kinds", ["", "n", "cost: forward"], [["regime", "2", "1"], ["other", "3", ""]]),
     ]
 
 
