@@ -118,10 +118,13 @@
       measure.font = `${fontPx(size)}px ${family}`;
       return Math.ceil(Math.max(...models.map((model) => measure.measureText(model.key).width))) + 12;
     };
-    const most = Math.min(MOST_NAMES_PX, room * 0.36);
-    namesPx = Math.min(most, long(14));
-    cell = Math.max(count > 400 ? 5 : 11, Math.min(MOST_CELL_PX, Math.floor((room - namesPx) / count)));
-    namesPx = Math.min(most, long(cell));
+    const mostNames = Math.min(MOST_NAMES_PX, room * 0.36);
+    namesPx = Math.min(mostNames, long(14));
+    const fitting = (px) => Math.floor((px - namesPx) / count);
+    // All rows in view, unless the cells would be small.
+    const most = Math.min(MOST_CELL_PX, Math.max(28, fitting(0.86 * window.innerHeight)));
+    cell = Math.max(count > 400 ? 5 : 11, Math.min(most, fitting(room)));
+    namesPx = Math.min(mostNames, long(cell));
     place(byId("corner"), 0, 0, namesPx, namesPx);
     for (const [element, width, height] of [
       [rowNames, namesPx, cell * count],
