@@ -164,16 +164,13 @@ def _write_images(run: Run, n_attacked: int) -> None:
             timm="0",
             container="none",
         )
-        wanted = {
-            "provenance": provenance,
-            "images": np.clip(clean + noise, 0, 255).astype(np.uint8),
-            "index": index,
-            "clean_pred": labels,
-            "clean_margin": np.ones(n, dtype=np.float16),
-            "adv_pred": (labels[index] + 1).astype(np.int32),
-            "n_fooled": len(index),
-        }
-        known = {field.name for field in dataclasses.fields(AdversarialSet)}
-        AdversarialSet(**{name: value for name, value in wanted.items() if name in known}).save(
-            run.dir.adversarial(model.key)
-        )
+        AdversarialSet(
+            provenance=provenance,
+            images=np.clip(clean + noise, 0, 255).astype(np.uint8),
+            index=index,
+            clean_pred=labels,
+            clean_margin=np.ones(n, dtype=np.float16),
+            clean_probabilities=np.eye(20, dtype=np.float16)[labels],
+            adv_pred=(labels[index] + 1).astype(np.int32),
+            n_fooled=len(index),
+        ).save(run.dir.adversarial(model.key))
