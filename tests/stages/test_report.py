@@ -157,7 +157,9 @@ def test_without_attacks_or_with_a_damaged_one(copied):
     for each in copied.dir.root.glob("adversarial/*.h5"):
         each.unlink()
     _, page = page_of(copied)
-    assert "no attacked images in this run directory" in page.one("section", id="examples").text
+    text = page.one("section", id="examples").text
+    assert "There are no attacked images here: adversarial/" in text
+    assert str(copied.dir.root) not in text
 
 
 def test_analyses_of_another_matrix_are_not_shown(tmp_path):
