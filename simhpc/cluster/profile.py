@@ -211,7 +211,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _only_trainings_are_shared(self) -> Self:
-        for stage in STAGES:
+        for stage in ALL_STAGES:
             if stage != "train" and self.resources(stage).processes > 1:
                 raise ValueError(
                     f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train], not into "
