@@ -22,6 +22,8 @@ _TITLES = {
     "error_consistency": "error consistency",
     "disagreement": "disagreement",
     "js_divergence": "JS divergence",
+    "gradient_cosine": "cosine of input gradients",
+    "linear_cka": "linear CKA",
 }
 
 
@@ -62,6 +64,7 @@ def summary(measures: Sequence[Measure], found: Comparison, names: Sequence[str]
                 "alike_is": "large" if measure.is_similarity else "small",
                 "n_images": measure.n_images,
                 "passes_per_image": asdict(measure.cost),
+                "note": measure.note,
                 "mean": _mean(_pairs(measure.value)),
                 "mean_std_error": math.nan if measure.std_error is None else _mean(_pairs(measure.std_error)),
                 "reliability": reliability,
