@@ -190,8 +190,9 @@ def _draw_widths(axes: Axes, widths: Sequence[Width]) -> None:
     axes.plot(sizes[is_there], median[is_there], "o-", color=COLOURS[0], label="median pair")
     axes.plot(sizes[last:], median[last:], "o--", color=COLOURS[1], markerfacecolor="white", label="extrapolated")
     axes.set_xscale("log")
-    if (low[np.isfinite(low)] > 0).all():
-        axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=90, fontsize=8)
+    axes.set_ylim(bottom=0.0)
     axes.set_xlabel("images", fontsize=9)
     axes.set_ylabel("width of SAT's confidence interval", fontsize=9)
     axes.legend(fontsize=8)

@@ -79,12 +79,12 @@ def analyze_reliability(inputs: Inputs, out: RunDir, settings: Settings) -> Outc
 def _outcomes(run: Run, inputs: Inputs) -> Outcomes:
     """The run's per-image outcomes, after a look whether the matrix is of them."""
     gathered = gather(run, lambda *_: None)
-    if gathered.n_images < 2 or [model.key for model in run.study.models] != inputs.names:
-        raise AnalysisError("the run's predictions are not those that its matrix was made of: run `simhpc aggregate`")
+    if gathered.n_images < 2:
+        raise AnalysisError(f"it takes the predictions of the run: {'; '.join(gathered.problems[:3])}")
     counts = count_pairs(gathered.correct, gathered.fooled, gathered.measured)
     again = sat_matrix(counts, run.study.similarity.floor_percent)
-    if not np.allclose(again, inputs.sat, rtol=1e-9, equal_nan=True):
-        raise AnalysisError("the run's predictions are not those that its matrix was made of: run `simhpc aggregate`")
+    if again.shape != inputs.sat.shape or not np.allclose(again, inputs.sat, rtol=1e-9, equal_nan=True):
+        raise AnalysisError("the matrix was made of other predictions than lie here now: run `simhpc aggregate`")
     return Outcomes(gathered.n_images, gathered.correct, gathered.fooled, gathered.measured)
 
 
@@ -107,7 +107,7 @@ def _unsure(near: Neighbours, names: list[str], n_images: int) -> str:
     words = []
     for position in unsure[:_MOST_NAMED].tolist():
         needed = near.images_needed[position]
-        many = f"about {_rounded(needed)} images" if np.isfinite(needed) else "a tie"
+        many = f"about {_rounded(max(needed, n_images))} images" if np.isfinite(needed) else "a tie"
         words.append(f"{names[position]} ({names[near.nearest[position]]} in {near.share[position]:.0%}, {many})")
     more = f" and {len(unsure) - _MOST_NAMED} more" if len(unsure) > _MOST_NAMED else ""
     return (
