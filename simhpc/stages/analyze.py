@@ -24,6 +24,7 @@ from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.stages.analyze_ensembles import analyze_ensembles
 from simhpc.stages.analyze_measures import analyze_measures
+from simhpc.stages.analyze_reliability import analyze_reliability
 from simhpc.stages.analyze_representations import analyze_representations
 from simhpc.stages.analyze_strategies import analyze_strategies
 from simhpc.stages.found_clusters import clusters_of, options_of
@@ -128,6 +129,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
     "strategies": analyze_strategies,
+    "reliability": analyze_reliability,
     "ensembles": analyze_ensembles,
     "measures": analyze_measures,
     "representations": analyze_representations,
@@ -135,7 +137,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
-_NEED_A_RUN = {"ensembles", "measures", "representations"}
+_NEED_A_RUN = {"reliability", "ensembles", "measures", "representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:
