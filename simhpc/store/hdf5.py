@@ -148,7 +148,7 @@ def read_rows(
     """
     found = dataset(path, file, name, dtype=dtype, shape=shape)
     if any(not 0 <= position < len(found) for position in positions):
-        raise BadFileError(f"{path}: {name!r} has {len(found)} rows, and row {max(positions)} was asked for")
+        raise BadFileError(f"{path}: {name!r} has {len(found)} rows, and other ones were asked for")
     # One by one: h5py is very slow with a list of positions.
     rows = [found[position] for position in positions]
     return np.stack(rows) if rows else np.empty((0, *found.shape[1:]), dtype=found.dtype)
