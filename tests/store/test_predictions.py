@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from damage import reseal
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store import predictions
@@ -58,6 +59,7 @@ def test_altered_answers_are_an_error_at_the_end_at_the_latest(tmp_path):
     outline = predictions.outline(path)
     with h5py.File(path, "r+") as file:  # HDF5 makes a new checksum for the chunk; ours tells
         file["adversarial/pred"][M - 1, N - 1] += 1
+    reseal(path)
     with pytest.raises(BadFileError, match=r"m\.h5: the data of 'adversarial/pred' do not match their checksum"):
         list(predictions.iterate_adversarial(path, outline))
 
