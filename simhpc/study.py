@@ -299,6 +299,15 @@ class Similarity(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class Representations(Section):
+    """What the optional representations stage stores. May be changed between runs: no other result hangs on it."""
+
+    n_gradients: Annotated[int, Field(ge=1)] = 100
+    """Images whose input gradients are stored, by class, the same for every model; all if there are fewer."""
+    noise_std_255: Annotated[float, Field(gt=0, le=255)] = 1.0
+    """Standard deviation of the pixel noise under which each gradient is compared with itself, in units of 1/255."""
+
+
 class Resources(Section):
     """What one task may use. May be changed between runs of one study: it is no part of the question asked."""
 
@@ -308,6 +317,40 @@ class Resources(Section):
     """Images at once; a task halves it for itself as often as memory runs out."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """A mode of `torch.compile` (the last two use CUDA graphs); needs a C++ compiler where tasks run."""
+
+
+class Boosting(Section):
+    """The gradient boosting of the importance analysis. The defaults are the paper's, as read in docs/analyses.md."""
+
+    stages: Annotated[int, Field(ge=1, le=100_000)] = 500
+    max_depth: Annotated[int, Field(ge=1, le=1000)] = 12
+    min_samples_split: Annotated[int, Field(ge=2)] = 4
+    learning_rate: PositiveFraction = 0.02
+
+
+class Analysis(Section):
+    """How `simhpc analyze` goes about it. May be changed between runs of one study, like `Resources`."""
+
+    clusters: Annotated[int, Field(ge=2)] | None = None
+    """Number of clusters; absent: the one with the largest silhouette."""
+    encoding: Literal["same-different", "value-pairs"] = "same-different"
+    """What the regression of importance is told of a pair."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of everything random in the analyses; another than the study's."""
+    boosting: Boosting = Boosting()
+    ensemble_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (2, 3, 4, 5)
+    """Numbers of members of the ensembles that are tried."""
+    ensemble_samples: Annotated[int, Field(ge=1)] = 1000
+    """Ensembles of each size: all there are, or where there are more, so many drawn at random."""
+
+    @field_validator("ensemble_sizes")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
+_MAY_CHANGE = {"resources", "representations", "analysis"}
+"""Sections that enter no result of a stage of every study."""
 
 
 class Study(Section):
@@ -321,7 +364,9 @@ class Study(Section):
     training: Training = Training()
     attack: Attack = Attack()
     similarity: Similarity = Similarity()
+    representations: Representations = Representations()
     resources: Resources = Resources()
+    analysis: Analysis = Analysis()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -412,10 +457,10 @@ def dump_study(study: Study) -> str:
 def differences(held: Study, given: Study) -> list[str]:
     """What `given` contradicts in `held`, one line each.
 
-    Added models, changed resources and other expectations of accuracy contradict nothing.
+    Added models, other expectations of accuracy and what may change between runs contradict nothing.
     """
-    skip = {"models", "resources"}
-    lines = _compare("", held.model_dump(mode="json", exclude=skip), given.model_dump(mode="json", exclude=skip))
+    ours, theirs = (study.model_dump(mode="json", exclude={"models", *_MAY_CHANGE}) for study in (held, given))
+    lines = _compare("", ours, theirs)
     given_models = {model.key: model for model in given.models}
     for model in held.models:
         if model.key not in given_models:

@@ -1,10 +1,10 @@
 """A checksum over the bytes of an HDF5 file that HDF5 itself does not check, read before HDF5 reads any of them.
 
-HDF5 and our own hashes cover what datasets hold, but not the file's structure: headers, the index of chunks, attributes,
-texts. A flipped bit there may change a name or a number unseen, and some make the library loop for ever. So each file
-begins with 512 bytes of ours, which HDF5 knows as a user block and passes over, and ends with a table of where the data
-lie; the block holds the table's place and a SHA-256 over every byte that is neither block nor data. To check it costs
-about as much as to read a header, however large the data are.
+HDF5 and our own hashes cover what datasets hold, but not the file's structure: headers, the index of chunks,
+attributes, texts. A flipped bit there may change a name or a number unseen, and some make the library loop for ever.
+So each file begins with 512 bytes of ours, which HDF5 knows as a user block and passes over, and ends with a table of
+where the data lie; the block holds the table's place and a SHA-256 over every byte that is neither block nor data. To
+check it costs about as much as to read a header, however large the data are.
 """
 
 from __future__ import annotations
