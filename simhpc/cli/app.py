@@ -27,6 +27,7 @@ from simhpc.cli import (
     status,
     submit,
     validate,
+    verify,
 )
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
@@ -50,6 +51,7 @@ app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
+app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 
 _debug = False

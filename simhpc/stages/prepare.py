@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING
 
 from simhpc import __version__, image_list
 from simhpc.errors import BadFileError, StudyError
-from simhpc.rundir import Run, RunDir, open_run
+from simhpc.rundir import Run, RunDir, frozen_text, open_run
 from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
 from simhpc.store.atomic import write_text
 from simhpc.store.checkpoint import file_sha256
-from simhpc.study import Model, Study, differences, dump_study, is_list_gone
+from simhpc.study import Model, Study, differences, is_list_gone
 from simhpc.zoo.registry import expected_top1_percent
 
 if TYPE_CHECKING:
     from simhpc.images import Source
-
-_HEADER = "# The frozen copy of the study that this run directory answers. Do not edit: make a new run instead.\n"
 
 
 def check(study: Study) -> Study:
@@ -248,7 +246,7 @@ def _write_list(ids: list[str], run_dir: RunDir) -> None:
 def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
     write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
     # Last: with this file the folder is a run directory.
-    write_text(run_dir.study, _HEADER + dump_study(study))
+    write_text(run_dir.study, frozen_text(study))
 
 
 def _versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simhpc import __version__
-from simhpc.errors import BadFileError, MissingInputError, SimhpcError
+from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, SimhpcError
 from simhpc.store import seal
 from simhpc.store.atomic import replacing
 
@@ -74,13 +74,14 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
 
     Raises:
         MissingInputError: there is no such file.
-        BadFileError: not HDF5, truncated, another format or version; not what its seal says; or, while it is open, a
-            dataset is absent or does not match its checksum.
+        ForeignFileError: no file, not to be read, or of another format or version.
+        BadFileError: not HDF5, truncated, not what its seal says; or, while it is open, a dataset is absent or does not
+            match its checksum.
     """
     if not path.exists():
         raise MissingInputError(f"{path} does not exist")
     if not path.is_file():  # to open a pipe would wait for ever
-        raise BadFileError(f"{path} is not a file")
+        raise ForeignFileError(f"{path} is not a file: move it away and run again")
     try:
         seal.check(path)
         with h5py.File(path, "r", locking=False) as file:
@@ -89,7 +90,7 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
     except SimhpcError:
         raise
     except PermissionError as error:
-        raise BadFileError(f"{path} cannot be read: {error}") from None
+        raise ForeignFileError(f"{path} cannot be read: {error}") from None
     # On damage h5py raises nearly anything: OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError.
     except Exception as error:
         raise BadFileError(
@@ -240,22 +241,40 @@ def _sha256_in_file(stored: h5py.Dataset) -> str:
 def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
     found = file.attrs.get("format", "no format attribute")
     if found != kind:
-        raise BadFileError(f"{path} is not a {kind} file: its format is {found!r}")
+        raise ForeignFileError(f"{path} is not a {kind} file: its format is {found!r}")
     found_version = file.attrs.get("format_version", 0)
     if found_version != version:
-        raise BadFileError(
+        raise ForeignFileError(
             f"{path}: {kind} version {found_version}; this simhpc ({__version__}) reads version {version}"
         )
 
 
-def _verify(path: Path, *, kind: str, version: int) -> None:
+def check_content(path: Path, *, kind: str, version: int) -> None:
+    """Read every dataset and compare it with its checksum, and all of them with the file's.
+
+    Raises:
+        MissingInputError, BadFileError: see `opened`.
+    """
     with opened(path, kind=kind, version=version) as file:
         hashes: dict[str, str] = {}
 
         def check(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 hashes[name] = _sha256_in_file(item)
+                if hashes[name] != item.attrs.get("sha256"):
+                    raise BadFileError(
+                        f"{path}: the data of {name!r} do not match their checksum: delete it and run again"
+                    )
 
         file.visititems(check)
-        if combined_sha256(hashes) != file.attrs["content_sha256"]:
-            raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
+        if combined_sha256(hashes) != file.attrs.get("content_sha256"):
+            raise BadFileError(f"{path}: its datasets are not those that were written: delete it and run again")
+
+
+def _verify(path: Path, *, kind: str, version: int) -> None:
+    try:
+        check_content(path, kind=kind, version=version)
+    except BadFileError as error:
+        raise BadFileError(
+            f"{error} (this was read back right after it was written: is the disk failing or full?)"
+        ) from None
