@@ -52,6 +52,18 @@ class RunDir:
         """Folder of the batches of an attack that is not finished."""
         return self.root / "partial" / "attack" / model
 
+    def training_states(self, model: str) -> Path:
+        """Folder of the saved states of a training that is not finished."""
+        return self.root / "partial" / "train" / model
+
+    def training_log(self, model: str) -> Path:
+        """Loss and learning rate of every step of a training."""
+        return self.root / "metrics" / f"{model}.jsonl"
+
+    def tensorboard(self, model: str) -> Path:
+        """The same for TensorBoard, where that is installed."""
+        return self.root / "tensorboard" / model
+
     def partial_predictions(self, model: str) -> Path:
         """Predictions of an evaluation that is not finished."""
         return self.root / "partial" / "evaluate" / f"{model}.h5"
@@ -87,6 +99,11 @@ class RunDir:
     def figure(self, name: str) -> Path:
         """A figure of `simhpc analyze`, e.g. `importance.svg`."""
         return self.root / "figures" / name
+
+    @property
+    def report(self) -> Path:
+        """The page of `simhpc report`."""
+        return self.root / "report.html"
 
     def progress(self, stage: str, model: str) -> Path:
         return self.root / "progress" / stage / f"{model}.json"

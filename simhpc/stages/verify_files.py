@@ -68,8 +68,12 @@ def check(root: str, kind: str, path: str, model: str, deep: bool) -> list[tuple
     except BadFileError as error:
         # What is wrong may be a file that this one is compared with: it has a line of its own.
         found.append((str(error), str(error).startswith(path)))
-    except MissingInputError:
-        pass  # removed meanwhile
+    except MissingInputError as error:
+        if Path(path).is_symlink():
+            found.append((f"{path} is a link to nothing", False))
+        elif not str(error).startswith(path):
+            found.append((str(error), False))
+        # Else it was removed meanwhile.
     return found
 
 
@@ -262,7 +266,7 @@ def _similarity(run: Run, path: Path, _model: str, deep: bool) -> Faults:
     if deep:
         hdf5.check_content(path, kind=similarity.KIND, version=similarity.VERSION)
     if not aggregate.is_current(run):
-        raise ForeignFileError(f"{path} was not made from the files that lie here now: run `simhpc aggregate` again")
+        raise ForeignFileError(f"{path} was not made from the files that lie here now")
     if not deep:
         return
     again = aggregate.aggregate(run, lambda *_: None)
@@ -412,8 +416,7 @@ def _labels(run: Run) -> NDArray[np.int32] | None:
 
 @cached_by_file
 def _load_labels(path: Path) -> NDArray[np.int32]:
-    with hdf5.opened(path, kind=image_set.KIND, version=image_set.VERSION) as file:
-        return hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+    return image_set.load_labels(path)
 
 
 @cached_by_file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,6 +150,17 @@ def iterate_images(path: Path, batch_size: int) -> Iterator[NDArray[np.uint8]]:
             yield images
         if digest.hexdigest() != found.attrs.get("sha256"):
             raise BadFileError(f"{path}: the data of 'images' do not match their checksum: delete it and run again")
+
+
+def load_some(path: Path, rows: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Some of the images and the model's own answers to them: uint8 (R, 3, H, W), int32 (R,), R being len(rows).
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened` and `hdf5.read_rows`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        images = hdf5.read_rows(path, file, "images", rows, dtype="uint8", shape=(None, 3, None, None))
+        return images, hdf5.read(path, file, "adv_pred", dtype="int32", shape=(None,))[list(rows)]
 
 
 def load(path: Path) -> AdversarialSet:
