@@ -157,10 +157,9 @@ def verify_root(
     except BadFileError as error:
         if not os.path.lexists(run_dir.study):
             raise
-        todo = (
-            "put it back: from a copy of the run, or by `simhpc run STUDY --out` into a new folder and copying it here"
-        )
-        return run_dir, Report(1, [Finding("study.toml", _short_text(run_dir, str(error)), todo)], [])
+        what = _short_text(run_dir, str(error).removeprefix(f"{root} is not a readable run directory: "))
+        todo = "put it back from a copy of the run; nothing else can be looked at without it"
+        return run_dir, Report(1, [Finding("study.toml", what.removeprefix("study.toml").lstrip(": "), todo)], [])
 
 
 def repair(run_dir: RunDir, findings: list[Finding]) -> list[str]:
@@ -300,7 +299,9 @@ def _todo(file: _Held, *, is_damage: bool, is_removable: bool) -> str:
         return "it cannot be made again from what is here: put it back from a copy"
     if is_damage:
         return "put it back from a copy, or move it away"
-    return "move it to where it belongs; the same command again makes this run's own"
+    if file.kind == "similarity":
+        return "run `simhpc aggregate` again"
+    return "move it to where it belongs; the same `simhpc run` or `submit` again makes this run's own"
 
 
 def _short(run: Run, path: Path, what: str) -> str:
