@@ -33,6 +33,7 @@ from simhpc.cli import (
 )
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
+from simhpc.store.atomic import never_writable_for_all
 
 app = typer.Typer(
     help="How alike are your image classifiers? Attack each, show the result to all, compare.",
@@ -81,6 +82,7 @@ def options(
 
 def main() -> None:
     """Entry point of the `simhpc` program."""
+    never_writable_for_all()
     try:
         app()
     except (SimhpcError, OSError) as error:  # OSError: no permission, no space, too many open files

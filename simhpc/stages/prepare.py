@@ -5,6 +5,7 @@ Nothing is written before everything has been checked, and what a run directory 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -131,10 +132,31 @@ class _Shown:
 
 
 def _read_frozen(run_dir: RunDir) -> _Frozen:
+    if run_dir.frozen.exists() and not run_dir.frozen.is_file():
+        raise BadFileError(f"{run_dir.frozen} cannot be read: it is not a file")
     try:
-        return _Frozen(**json.loads(run_dir.frozen.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        stated = json.loads(run_dir.frozen.read_text(encoding="utf-8"))
+        # Files of before have none.
+        checksum = stated.pop("sha256", None)
+        found = _Frozen(**stated)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadFileError(f"{run_dir.frozen} cannot be read: {error}") from None
+    if checksum is not None and checksum != _checksum(found):
+        raise BadFileError(f"{run_dir.frozen} is damaged or was edited: put it back as it was")
+    return found
+
+
+def _checksum(frozen: _Frozen) -> str:
+    return hashlib.sha256(json.dumps(asdict(frozen), sort_keys=True).encode()).hexdigest()
+
+
+def check_frozen(run: Run) -> str:
+    """Compare what stands beside the frozen study with its checksum; returns the identity of the image set.
+
+    Raises:
+        BadFileError: it is damaged, or is not there.
+    """
+    return _read_frozen(run.dir).images_sha256
 
 
 def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha256: str | None) -> Study:
@@ -244,7 +266,7 @@ def _write_list(ids: list[str], run_dir: RunDir) -> None:
 
 
 def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
-    write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
+    write_text(run_dir.frozen, json.dumps({**asdict(frozen), "sha256": _checksum(frozen)}, indent=1) + "\n")
     # Last: with this file the folder is a run directory.
     write_text(run_dir.study, frozen_text(study))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from simhpc.errors import BadFileError, MissingInputError, SimhpcError
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import inputs, verify_files
+from simhpc.stages import inputs, prepare, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
 from simhpc.stages.task import ALL
 from simhpc.store import image_set
@@ -286,7 +286,7 @@ def _can_be_drawn_again(run: Run) -> bool:
 
     try:
         chosen = build_image_set(run.study.images, open_source(run.study.images), run.study.seed, "")
-        stated = verify_files.images_sha256(run)
+        stated = prepare.check_frozen(run)
     except (SimhpcError, OSError, MissingInputError):
         return False
     return stated == image_set.identity_of(chosen)

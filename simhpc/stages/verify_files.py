@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simhpc import image_list
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, SimhpcError
 from simhpc.rundir import Run, open_run
-from simhpc.stages import aggregate, representations, train
+from simhpc.stages import aggregate, prepare, representations, train
 from simhpc.stages.task import Task
 from simhpc.stages.validity import check_provenance
 from simhpc.store import adversarial, attack_parts, checkpoint, hdf5, image_set, predictions, similarity
@@ -82,18 +82,9 @@ def _run(root: str) -> Run:
     return open_run(Path(root))
 
 
-def images_sha256(run: Run) -> str:
-    """Identity of the image set that a run was begun with.
-
-    Raises:
-        MissingInputError, BadFileError: `frozen.json` is not there, or damaged.
-    """
-    return str(_json(run.dir.frozen).get("images_sha256"))
-
-
 def _images(run: Run, path: Path, _model: str, deep: bool) -> Faults:
-    stated = _json(run.dir.frozen).get("images_sha256") if run.dir.frozen.exists() else None
-    if stated is not None and image_set.identity(path) != stated:
+    # Compared with a damaged one, which has a line of its own, nothing could be said.
+    if run.dir.frozen.exists() and image_set.identity(path) != prepare.check_frozen(run):
         raise ForeignFileError(f"{path} is another image set than the one that this run was begun with")
     attributes = hdf5.attributes(path, kind=image_set.KIND, version=image_set.VERSION)
     if attributes.get("study_sha256") != run.study.settings_sha256():
@@ -306,10 +297,8 @@ def _json_file(_run: Run, path: Path, _model: str, _deep: bool) -> Faults:
 
 
 def _frozen(run: Run, path: Path, _model: str, _deep: bool) -> Faults:
-    found = _json(path)
-    lacking = {"versions", "given", "images_sha256"} - found.keys()
-    yield from _when(bool(lacking), f"lacks {', '.join(sorted(lacking))}")
-    given = found.get("given", {})
+    prepare.check_frozen(run)
+    given = _json(path).get("given", {})
     keys = {model.key for model in run.study.models}
     yield from _when(set(given) != keys, "is of other models than study.toml")
 

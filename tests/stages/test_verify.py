@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import damage
 import numpy as np
 import pytest
+from tiny import execute_all
 
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import verify
+from simhpc.stages import verify, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
+from simhpc.store import adversarial, predictions, similarity
 
 _LIMIT_S = 300.0
 
@@ -121,3 +130,206 @@ def test_mutated_files_are_found_or_harmless(worker, finished, tmp_path):
 @pytest.mark.parametrize("part", range(10))
 def test_seven_hundred_mutated_files_are_found_or_harmless(worker, finished, tmp_path, part):
     expect_all(worker, finished, tmp_path, range(part, 700, 10))
+
+
+# ----- what is found, and what is said
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_finished_run_is_clean(look, finished, deep):
+    found = look(finished, deep=deep)
+    assert (found.findings, found.notes) == ([], [])
+    assert found.n_files == sum(path.is_file() for path in finished.dir.root.rglob("*"))
+
+
+def test_files_without_a_seal_are_read(look, copied):
+    """As an earlier simhpc wrote them: plain HDF5 from the first byte."""
+    for path in copied.dir.root.rglob("*.h5"):
+        data = path.read_bytes()[damage.seal.BLOCK_BYTES :]
+        path.write_bytes(data)
+    assert look(copied).findings == []
+    (copied.dir.adversarial("vit")).write_bytes(copied.dir.adversarial("vit").read_bytes()[:-300])
+    assert "adversarial/vit.h5" in files_of(look(copied, deep=False))
+
+
+def test_without_deep_headers_and_origins_are_looked_at(look, copied):
+    shutil.copyfile(copied.dir.predictions("cnn"), copied.dir.predictions("vit"))
+    os.truncate(copied.dir.adversarial("cnn"), 2000)
+    found = {finding.file: finding for finding in look(copied, deep=False).findings}
+    assert "model is cnn, this run's is vit" in found["predictions/vit.h5"].what
+    assert not found["predictions/vit.h5"].is_removable  # whole, and perhaps somebody's only one
+    assert found["adversarial/cnn.h5"].is_removable
+    assert "delete it" in found["adversarial/cnn.h5"].todo
+
+
+def changed(module, path, **changes):
+    found = module.load(path)
+    replace(found, **changes).save(path)
+
+
+def moved_outside(images):
+    images = images.copy()
+    images[0, 0, 0, 0] = 255 if images[0, 0, 0, 0] < 128 else 0
+    return images
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "change", "expected"),
+    [
+        ("adversarial", adversarial, lambda f: {"images": moved_outside(f.images)}, "levels (linf) from its clean one"),
+        ("adversarial", adversarial, lambda f: {"n_fooled": f.n_fooled - 1}, "n_fooled is"),
+        ("adversarial", adversarial, lambda f: {"index": f.index[:-1], "images": f.images[:-1], "adv_pred": f.adv_pred[:-1]},
+         "not the images that the model gets right"),
+        ("adversarial", adversarial, lambda f: {"clean_margin": -f.clean_margin}, "'clean_margin' contradicts the answers"),
+        ("adversarial", adversarial, lambda f: {"clean_probabilities": f.clean_probabilities[:, ::-1].copy()},
+         "not its most probable class"),
+        ("predictions", predictions, lambda f: {"labels": (f.labels + 1) % 10}, "its labels are not those of images.h5"),
+        ("predictions", predictions, lambda f: {"adv_pred": np.where(f.adv_pred == -1, -1, f.adv_pred + 77)}, "is no class"),
+        ("predictions", predictions, lambda f: {"adv_margin": -f.adv_margin}, "contradicts the answers"),
+        ("predictions", predictions, lambda f: {"adv_pred": np.full_like(f.adv_pred, -1)}, "are not X_AB"),
+        ("predictions", predictions, lambda f: {"source_sha256": ["0" * 64, *f.source_sha256[1:]]}, "covers an older attack"),
+    ],
+)  # fmt: skip
+def test_numbers_that_contradict_each_other(look, copied, file, module, change, expected):
+    """Files that are whole and sealed, of the right model and study, and wrong: only --deep can know."""
+    path = getattr(copied.dir, file)("vit")
+    changed(module, path, **change(module.load(path)))
+    assert [finding for finding in look(copied, deep=False).findings if finding.file.startswith(file)] == []
+    of_file = [finding for finding in look(copied).findings if finding.file == f"{file}/vit.h5"]
+    assert any(expected in finding.what for finding in of_file), of_file
+
+
+def test_a_matrix_that_the_predictions_do_not_give(look, copied):
+    matrix = similarity.load(copied.dir.similarity)
+    sat = matrix.sat.copy()
+    sat[0, 1] += 1e-9
+    replace(matrix, sat=sat).save(copied.dir.similarity)
+    assert look(copied, deep=False).findings == []
+    what = {finding.file: finding.what for finding in look(copied).findings}
+    assert what["similarity.h5"] == "'sat' is not what the predictions give"
+    assert what["similarity.csv"] == "is not what similarity.h5 says"
+
+
+def test_an_edited_study_is_refused_everywhere(copied, simhpc):
+    text = copied.dir.study.read_text()
+    copied.dir.study.write_text(text.replace("floor_percent = 0.01", "floor_percent = 0.02"))
+    code, out, _ = simhpc("verify", copied.dir.root)
+    assert code == 1
+    assert "study.toml: is damaged, or was edited" in out
+    code, _, err = simhpc("aggregate", copied.dir.root)
+    assert code == 2
+    assert "was edited after simhpc had written it" in err
+    without = "".join(line for line in text.splitlines(keepends=True) if "SHA-256 of all below" not in line)
+    copied.dir.study.write_text(without)
+    assert open_run(copied.dir.root).study == open_run(copied.dir.root).study
+
+
+def test_what_is_not_ours_is_named_and_left(look, copied):
+    (copied.dir.root / "notes.txt").write_text("mine")
+    (copied.dir.root / "adversarial" / "gone.h5").write_text("of a model that was removed")
+    (copied.dir.root / "a\nb").write_text("a name with a line's end")
+    found = look(copied)
+    assert found.findings == []
+    assert sorted(note.split(" is ")[0] for note in found.notes) == ["a\\nb", "adversarial/gone.h5", "notes.txt"]
+
+
+def test_leftovers_of_killed_tasks(look, copied):
+    here, elsewhere = socket.gethostname(), "another-host"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        f"images.h5.tmp.{here}.{dead.pid}.0a1b2c": True,
+        f"images.h5.tmp.{here}.{os.getpid()}.0a1b2c": False,  # its writer is at work
+        f"images.h5.tmp.{elsewhere}.1.0a1b2c": False,  # perhaps
+        f"images.h5.tmp.{elsewhere}.2.0a1b2c": True,
+    }
+    for name in names:
+        (copied.dir.root / name).write_text("x")
+    old = time.time() - 2 * 24 * 3600
+    os.utime(copied.dir.root / f"images.h5.tmp.{elsewhere}.2.0a1b2c", (old, old))
+    assert {name: name in files_of(look(copied)) for name in names} == names
+
+
+def test_linked_folders_are_looked_into(look, copied, tmp_path):
+    """Large folders are often kept on another disk."""
+    shutil.move(copied.dir.root / "checkpoints", tmp_path / "disk")
+    (copied.dir.root / "checkpoints").symlink_to(tmp_path / "disk")
+    found = look(copied)
+    assert found.findings == []
+    assert [note.split(" is ")[0] for note in found.notes] == ["checkpoints"]
+    os.truncate(tmp_path / "disk" / "vit.safetensors", 1000)
+    assert "checkpoints/vit.safetensors" in files_of(look(copied, deep=False))
+
+
+# ----- repair
+
+
+def test_repair_removes_what_can_be_made_again_and_the_run_goes_on(look, copied, simhpc):
+    numbers = damage.aggregated(str(copied.dir.root))
+    os.truncate(copied.dir.predictions("vit"), 3000)
+    damage._flip_late_bit(copied.dir.adversarial("cnn"), np.random.default_rng(0))
+    copied.dir.similarity.write_bytes(b"")
+    before = {path: path.read_bytes() for path in copied.dir.root.rglob("*") if path.is_file()}
+    code, out, err = simhpc("verify", copied.dir.root, "--deep", "--repair", "--yes", "--json")
+    assert code == 1
+    removed = json.loads(out)["removed"]
+    assert removed == ["adversarial/cnn.h5", "predictions/vit.h5", "similarity.h5"]
+    assert all(name in err for name in removed)
+    after = {path: path.read_bytes() for path in copied.dir.root.rglob("*") if path.is_file()}
+    assert {path.relative_to(copied.dir.root).as_posix() for path in before.keys() - after.keys()} == set(removed)
+    assert all(before[path] == data for path, data in after.items())
+    execute_all(open_run(copied.dir.root))
+    assert look(open_run(copied.dir.root)).findings == []
+    assert damage.aggregated(str(copied.dir.root)) == numbers
+
+
+def test_repair_asks(simhpc, copied, monkeypatch):
+    os.truncate(copied.dir.predictions("vit"), 3000)
+    answers = iter(["n\n", "y\n"])
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: next(answers) == "y\n")
+    assert simhpc("verify", copied.dir.root, "--repair")[0] == 1
+    assert copied.dir.predictions("vit").exists()
+    assert simhpc("verify", copied.dir.root, "--repair")[0] == 1
+    assert not copied.dir.predictions("vit").exists()
+
+
+def test_what_nothing_is_left_to_make_it_from_is_not_removed(look, copied):
+    """Predictions copied to a laptop, without images, weights and adversarial sets; and images that are drawn no more."""
+    for folder in ("checkpoints", "adversarial"):
+        shutil.rmtree(copied.dir.root / folder)
+    os.truncate(copied.dir.images, 2000)
+    os.truncate(copied.dir.predictions("vit"), 3000)
+    frozen = json.loads(copied.dir.frozen.read_text())
+    copied.dir.frozen.write_text(json.dumps({**frozen, "images_sha256": "0" * 64}))
+    found = {finding.file: finding for finding in look(copied).findings}
+    assert not found["images.h5"].is_removable
+    assert not found["predictions/vit.h5"].is_removable
+    assert "put it back from a copy" in found["predictions/vit.h5"].todo
+    assert verify.repair(copied.dir, list(found.values())) == []
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_removed(look, copied):
+    path = copied.dir.predictions("vit")
+    whole = path.read_bytes()
+    os.truncate(path, 3000)
+    found = look(copied, deep=False)
+    path.write_bytes(whole)
+    assert "predictions/vit.h5" not in verify.repair(copied.dir, found.findings)
+    assert path.read_bytes() == whole
+
+
+# ----- the process that reads
+
+
+def test_a_crash_a_hang_and_an_error_are_told(worker):
+    with pytest.raises(CallFailedError, match=r"ended the process \(SIGKILL\)"):
+        worker.call(signal.raise_signal, signal.SIGKILL, timeout_s=60)
+    with pytest.raises(CallFailedError, match="had not ended after 1 s"):
+        worker.call(time.sleep, 100, timeout_s=1)
+    with pytest.raises(CallFailedError, match="ZeroDivisionError"):
+        worker.call(divmod, 1, 0, timeout_s=60)
+    assert worker.call(divmod, 7, 2, timeout_s=60) == (3, 1)
+
+
+def test_every_kind_of_file_has_a_check():
+    assert {kind for kind, _ in verify._KINDS.values()} == set(verify_files.CHECKS)
