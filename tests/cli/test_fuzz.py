@@ -207,9 +207,9 @@ WORDS = st.one_of(
     ODD_TEXTS.filter(lambda text: "\x00" not in text),
     st.sampled_from(
         [
-            "--json", "--out", "--stages", "--run", "--deep", "--all", "--dry-run", "--profile", "--workers", "--clusters",
-            "--similarity", "--components", "--encoding", "--seed", "--debug-not", "all", "vit", "study.toml", "none.toml",
-            "list", "show", "1e9", "-5",
+            "--json", "--out", "--stages", "--run", "--deep", "--all", "--dry-run", "--profile", "--workers",
+            "--clusters", "--similarity", "--components", "--encoding", "--seed", "--debug-not", "all", "vit", "study.toml",
+            "none.toml", "list", "show", "1e9", "-5",
         ]
     ),
 )  # fmt: skip

@@ -162,11 +162,6 @@ def test_without_deep_headers_and_origins_are_looked_at(look, copied):
     assert "delete it" in found["adversarial/cnn.h5"].todo
 
 
-def changed(module, path, **changes):
-    found = module.load(path)
-    replace(found, **changes).save(path)
-
-
 def moved_outside(images):
     images = images.copy()
     images[0, 0, 0, 0] = 255 if images[0, 0, 0, 0] < 128 else 0
@@ -174,26 +169,29 @@ def moved_outside(images):
 
 
 @pytest.mark.parametrize(
-    ("file", "module", "change", "expected"),
+    ("file", "change", "expected"),
     [
-        ("adversarial", adversarial, lambda f: {"images": moved_outside(f.images)}, "levels (linf) from its clean one"),
-        ("adversarial", adversarial, lambda f: {"n_fooled": f.n_fooled - 1}, "n_fooled is"),
-        ("adversarial", adversarial, lambda f: {"index": f.index[:-1], "images": f.images[:-1], "adv_pred": f.adv_pred[:-1]},
-         "not the images that the model gets right"),
-        ("adversarial", adversarial, lambda f: {"clean_margin": -f.clean_margin}, "'clean_margin' contradicts the answers"),
-        ("adversarial", adversarial, lambda f: {"clean_probabilities": f.clean_probabilities[:, ::-1].copy()},
-         "not its most probable class"),
-        ("predictions", predictions, lambda f: {"labels": (f.labels + 1) % 10}, "its labels are not those of images.h5"),
-        ("predictions", predictions, lambda f: {"adv_pred": np.where(f.adv_pred == -1, -1, f.adv_pred + 77)}, "is no class"),
-        ("predictions", predictions, lambda f: {"adv_margin": -f.adv_margin}, "contradicts the answers"),
-        ("predictions", predictions, lambda f: {"adv_pred": np.full_like(f.adv_pred, -1)}, "are not X_AB"),
-        ("predictions", predictions, lambda f: {"source_sha256": ["0" * 64, *f.source_sha256[1:]]}, "covers an older attack"),
+        ("adversarial", lambda f: {"images": moved_outside(f.images)}, "levels (linf) from its clean one"),
+        ("adversarial", lambda f: {"n_fooled": f.n_fooled - 1}, "n_fooled is"),
+        ("adversarial", lambda f: {name: getattr(f, name)[:-1] for name in ("index", "images", "adv_pred")}, "(X_A)"),
+        ("adversarial", lambda f: {"clean_margin": -f.clean_margin}, "'clean_margin' contradicts the answers"),
+        (
+            "adversarial",
+            lambda f: {"clean_probabilities": f.clean_probabilities[:, ::-1].copy()},
+            "most probable class",
+        ),
+        ("predictions", lambda f: {"labels": (f.labels + 1) % 10}, "its labels are not those of images.h5"),
+        ("predictions", lambda f: {"adv_pred": np.where(f.adv_pred == -1, -1, f.adv_pred + 77)}, "is no class"),
+        ("predictions", lambda f: {"adv_margin": -f.adv_margin}, "contradicts the answers"),
+        ("predictions", lambda f: {"adv_pred": np.full_like(f.adv_pred, -1)}, "are not X_AB"),
+        ("predictions", lambda f: {"source_sha256": ["0" * 64, *f.source_sha256[1:]]}, "covers an older attack"),
     ],
-)  # fmt: skip
-def test_numbers_that_contradict_each_other(look, copied, file, module, change, expected):
+)
+def test_numbers_that_contradict_each_other(look, copied, file, change, expected):
     """Files that are whole and sealed, of the right model and study, and wrong: only --deep can know."""
     path = getattr(copied.dir, file)("vit")
-    changed(module, path, **change(module.load(path)))
+    found = {"adversarial": adversarial, "predictions": predictions}[file].load(path)
+    replace(found, **change(found)).save(path)
     assert [finding for finding in look(copied, deep=False).findings if finding.file.startswith(file)] == []
     of_file = [finding for finding in look(copied).findings if finding.file == f"{file}/vit.h5"]
     assert any(expected in finding.what for finding in of_file), of_file
@@ -294,7 +292,7 @@ def test_repair_asks(simhpc, copied, monkeypatch):
 
 
 def test_what_nothing_is_left_to_make_it_from_is_not_removed(look, copied):
-    """Predictions copied to a laptop, without images, weights and adversarial sets; and images that are drawn no more."""
+    """Predictions without images, weights and adversarial sets; and images that cannot be drawn again."""
     for folder in ("checkpoints", "adversarial"):
         shutil.rmtree(copied.dir.root / folder)
     os.truncate(copied.dir.images, 2000)
