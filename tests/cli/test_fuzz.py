@@ -208,8 +208,8 @@ WORDS = st.one_of(
     st.sampled_from(
         [
             "--json", "--out", "--stages", "--run", "--deep", "--all", "--dry-run", "--profile", "--workers",
-            "--clusters", "--similarity", "--components", "--encoding", "--seed", "--debug-not", "all", "vit", "study.toml",
-            "none.toml", "list", "show", "1e9", "-5",
+            "--clusters", "--similarity", "--components", "--encoding", "--seed", "--debug-not", "all", "vit",
+            "study.toml", "none.toml", "list", "show", "1e9", "-5",
         ]
     ),
 )  # fmt: skip
