@@ -29,9 +29,11 @@ from simhpc.cli import (
     submit,
     suggest_ensemble,
     validate,
+    verify,
 )
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
+from simhpc.store.atomic import never_writable_for_all
 
 app = typer.Typer(
     help="How alike are your image classifiers? Attack each, show the result to all, compare.",
@@ -52,6 +54,7 @@ app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
+app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
 app.command("report")(report.report)
@@ -79,6 +82,7 @@ def options(
 
 def main() -> None:
     """Entry point of the `simhpc` program."""
+    never_writable_for_all()
     try:
         app()
     except (SimhpcError, OSError) as error:  # OSError: no permission, no space, too many open files

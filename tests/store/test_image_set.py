@@ -7,6 +7,7 @@ import hashlib
 import h5py
 import numpy as np
 import pytest
+from damage import reseal
 
 from simhpc.errors import BadFileError
 from simhpc.store import image_set
@@ -44,6 +45,7 @@ def test_a_file_without_images_has_no_identity(tmp_path):
     small().save(tmp_path / "images.h5")
     with h5py.File(tmp_path / "images.h5", "r+") as file:
         del file["labels"]
+    reseal(tmp_path / "images.h5")
     with pytest.raises(BadFileError, match=r"images\.h5 cannot be read"):
         image_set.identity(tmp_path / "images.h5")
 
@@ -52,6 +54,7 @@ def test_files_of_the_first_version_are_refused_by_name(tmp_path):
     small().save(tmp_path / "images.h5")
     with h5py.File(tmp_path / "images.h5", "r+") as file:
         file.attrs["format_version"] = 1
+    reseal(tmp_path / "images.h5")
     for read in (image_set.load, image_set.identity):
         with pytest.raises(BadFileError, match=r"images\.h5: simhpc-images version 1; .* reads version 2"):
             read(tmp_path / "images.h5")
