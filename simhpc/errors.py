@@ -52,5 +52,10 @@ class SchedulerUnavailableError(SchedulerError):
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """`; did you mean 'x'?` for the names in `known` nearest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    matches = closest(name, known, most)
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def closest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Those of the names in `known` that `name` may have been meant to be, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)

@@ -413,6 +413,40 @@ class Resources(Section):
     """A mode of `torch.compile` (the last two use CUDA graphs); needs a C++ compiler where tasks run."""
 
 
+class Boosting(Section):
+    """The gradient boosting of the importance analysis. The defaults are the paper's, as read in docs/analyses.md."""
+
+    stages: Annotated[int, Field(ge=1, le=100_000)] = 500
+    max_depth: Annotated[int, Field(ge=1, le=1000)] = 12
+    min_samples_split: Annotated[int, Field(ge=2)] = 4
+    learning_rate: PositiveFraction = 0.02
+
+
+class Analysis(Section):
+    """How `simhpc analyze` goes about it. May be changed between runs of one study, like `Resources`."""
+
+    clusters: Annotated[int, Field(ge=2)] | None = None
+    """Number of clusters; absent: the one with the largest silhouette."""
+    encoding: Literal["same-different", "value-pairs"] = "same-different"
+    """What the regression of importance is told of a pair."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of everything random in the analyses; another than the study's."""
+    boosting: Boosting = Boosting()
+    ensemble_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (2, 3, 4, 5)
+    """Numbers of members of the ensembles that are tried."""
+    ensemble_samples: Annotated[int, Field(ge=1)] = 1000
+    """Ensembles of each size: all there are, or where there are more, so many drawn at random."""
+
+    @field_validator("ensemble_sizes")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
+_MAY_CHANGE = {"resources", "analysis"}
+"""Sections that enter no result of a stage: how a task runs, and what is made of the results later."""
+
+
 class Study(Section):
     """A whole study."""
 
@@ -425,6 +459,7 @@ class Study(Section):
     attack: Attack = Attack()
     similarity: Similarity = Similarity()
     resources: Resources = Resources()
+    analysis: Analysis = Analysis()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     distillations: tuple[Distillation, ...] = ()
 
@@ -575,10 +610,11 @@ def dump_study(study: Study) -> str:
 def differences(held: Study, given: Study) -> list[str]:
     """What `given` contradicts in `held`, one line each.
 
-    Added models and students, changed resources and other expectations of accuracy contradict nothing.
+    Added models and students, other expectations of accuracy and what may change between runs contradict nothing.
     """
-    skip = {"distillations", "models", "resources"}
-    lines = _compare("", held.model_dump(mode="json", exclude=skip), given.model_dump(mode="json", exclude=skip))
+    skip = {"distillations", "models", *_MAY_CHANGE}
+    ours, theirs = (study.model_dump(mode="json", exclude=skip) for study in (held, given))
+    lines = _compare("", ours, theirs)
     given_models = {model.key: model for model in given.models}
     for model in held.models:
         if model.key not in given_models:

@@ -64,6 +64,13 @@ def test_demo_has_the_designs_that_it_promises():
         ({"similarity": {"floor_percent": float("nan")}}, "similarity.floor_percent"),
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"crop_scale": [1.0, 0.5]}}, "must not exceed"),
+        ({"analysis": {"clusters": 1}}, "analysis.clusters: Input should be greater than or equal to 2 (given: 1)"),
+        ({"analysis": {"cluster": 3}}, "analysis.cluster: unknown key; did you mean 'clusters'?"),
+        ({"analysis": {"encoding": "one-hot"}}, "'same-different' or 'value-pairs' (given: 'one-hot')"),
+        ({"analysis": {"boosting": {"depth": 3}}}, "analysis.boosting.depth: unknown key"),
+        ({"analysis": {"boosting": {"learning_rate": 0.0}}}, "analysis.boosting.learning_rate"),
+        ({"analysis": {"ensemble_sizes": [1, 2]}}, "analysis.ensemble_sizes.1"),
+        ({"analysis": {"ensemble_sizes": []}}, "analysis.ensemble_sizes"),
         ({"resources": {"device": "gpu"}}, "'auto', 'cpu' or 'cuda' (given: 'gpu')"),
         ({"seed": -1}, "seed: "),
         ({"name": "../escape"}, "letters, digits"),
@@ -185,6 +192,7 @@ def test_differences_name_both_sides_and_added_models_are_none():
     assert differences(held, held) == []
     assert differences(held, parse(tiny(("cnn", "convnext", "vit", "cnn-again")))) == []
     assert differences(held, parse(tiny(resources={"batch_size": 8}))) == []
+    assert differences(held, parse(tiny(analysis={"clusters": 2, "seed": 4, "boosting": {"stages": 9}}))) == []
     changed = parse(tiny(("cnn", "convnext"), attack={"eps_255": 4}, training={"lr": 1e-3}))
     text = "\n".join(differences(held, changed))
     assert "attack.eps_255: run directory has 32, study has 4" in text
@@ -195,10 +203,18 @@ def test_differences_name_both_sides_and_added_models_are_none():
 def test_identities_change_with_what_they_identify():
     study, other = parse(tiny()), parse(tiny(attack={"steps": 5}))
     assert study.settings_sha256() != other.settings_sha256()
-    assert study.settings_sha256() == parse(tiny(resources={"batch_size": 1})).settings_sha256()
+    for may_change in ({"resources": {"batch_size": 1}}, {"analysis": {"clusters": 3}}):
+        assert study.settings_sha256() == parse(tiny(**may_change)).settings_sha256()
     assert study.model("cnn").sha256() != study.model("vit").sha256()
     with pytest.raises(StudyError, match="did you mean 'cnn'"):
         study.model("cnm")
+
+
+def test_analysis_is_complete_and_sizes_come_once_in_order():
+    given = parse(tiny(analysis={"ensemble_sizes": [5, 2, 2], "boosting": {"max_depth": 3}})).analysis
+    assert given.ensemble_sizes == (2, 5)
+    assert (given.boosting.max_depth, given.boosting.stages) == (3, 500)
+    assert given.clusters is None
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 255), st.floats(1e-6, 2.0), st.floats(1e-9, 99.0))

@@ -41,19 +41,31 @@ def analyze(
         ),
     ] = None,
     clusters: Annotated[
-        str, typer.Option(metavar="K|auto", help="Number of clusters; the paper has 10. auto: by the silhouette.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Number of clusters; the paper has 10. auto: by the silhouette.",
+            show_default="the study's, auto",
+        ),
+    ] = None,
     encoding: Annotated[
-        _Encoding,
-        typer.Option(help="What the regression is told of a pair: does it share the value, or which two values."),
-    ] = _Encoding.same_different,
-    seed: Annotated[int, typer.Option(help="Of folds, permutations, resamples and k-means.")] = 0,
+        _Encoding | None,
+        typer.Option(
+            help="What the regression is told of a pair: does it share the value, or which two values.",
+            show_default="the study's, same-different",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of everything random in the analyses.", show_default="the study's, 0"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Say what a similarity matrix means: which components make models alike, and which models form clusters. Offline.
 
-    Tables go to analysis/, figures to figures/; docs/analyses.md explains every column. An analysis that cannot be
-    done stops no other; the exit code is then 1.
+    Tables go to analysis/, figures to figures/; docs/analyses.md explains every column. How is said by the study's
+    section analysis, unless an option says otherwise. An analysis that cannot be done stops no other; the exit code is
+    then 1.
 
     [bold]Examples[/]
 
@@ -67,18 +79,26 @@ def analyze(
     """
     if (run_dir is None) == (similarity is None):
         raise SimhpcError("give either a run directory or --similarity, a matrix")
-    k = _number_of_clusters(clusters)
+    changes: dict[str, Any] = {}
+    if clusters is not None:
+        changes["clusters"] = _number_of_clusters(clusters)
+    if encoding is not None:
+        changes["encoding"] = encoding.value
+    if seed is not None:
+        changes["seed"] = seed
+    from simhpc.stages import analysis_inputs
     from simhpc.stages import analyze as stage
 
     if run_dir is not None:
         run = open_run(run_dir)
         where = RunDir(out) if out is not None else run.dir
-        inputs = stage.inputs_of_run(run, where, components)
+        inputs = analysis_inputs.inputs_of_run(run, where, components)
     else:
         assert similarity is not None
-        inputs = stage.inputs_of_files(similarity, components)
+        inputs = analysis_inputs.inputs_of_files(similarity, components)
         where = RunDir(out if out is not None else similarity.with_name(f"{similarity.stem}-analysis"))
-    settings = stage.Settings(clusters=k, encoding=encoding.value, seed=seed)
+    settings = inputs.run.study.analysis if inputs.run is not None else analysis_inputs.Settings()
+    settings = settings.model_copy(update=changes)
     summary = stage.analyze(inputs, where, settings, lambda name: errors.print(f"{name} ...", style="dim"))
     if as_json:
         print(json.dumps(summary, indent=1))

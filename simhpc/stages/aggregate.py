@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from simhpc.analysis import similarity as analysis
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance
-from simhpc.store import predictions, similarity
+from simhpc.store import named_csv, predictions, similarity
 from simhpc.store.predictions import NOT_SHOWN, Outline
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import Model
@@ -63,7 +63,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
     tables.write_similarity(matrix, run.dir.similarity_csv)
     tables.write_pairs(matrix, run.dir.pairs_csv)
     tables.write_models(matrix, run.dir.models_csv)
-    heatmap.write(matrix, run.dir.heatmap, title=run.study.name)
+    heatmap.write(matrix, run.dir.heatmap, title=run.study.name, families=_families(run))
     # Last: whoever sees it finds everything else beside it.
     matrix.save(run.dir.similarity)
     upper = np.triu_indices(len(matrix.models))
@@ -117,6 +117,17 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
         problems=gathered.problems,
         notes=notes,
     )
+
+
+def _families(run: Run) -> list[str] | None:
+    """What `simhpc analyze` has found the models' families to be, if it was here."""
+    from simhpc.report.families import families
+
+    try:
+        table = named_csv.read_table(run.dir.analysis("components.csv"))
+    except AnalysisError:
+        return None
+    return families([model.key for model in run.study.models], table.columns, table.rows)
 
 
 def _pairs(models: Sequence[Model], which: Flags) -> str:

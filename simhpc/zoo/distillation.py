@@ -114,7 +114,7 @@ def task_maker(teacher: nn.Module, distillation: Distillation, data: DataConfig)
         data: the student's complete data config.
     """
 
-    def make(student: Any, *criterion_kwargs: Mapping[str, Any], device: torch.device) -> nn.Module:
+    def make(student: Any, *, criterion_kwargs: Mapping[str, Any], device: torch.device) -> nn.Module:
         # timm asks the student for its normalisation; a network of one's own need not have any.
         student.pretrained_cfg = {
             **(getattr(student, "pretrained_cfg", None) or {}),

@@ -18,8 +18,9 @@ from simhpc.stages import analyze as stage
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
-    fast = replace(regression.Settings(), boosting=regression.Boosting(stages=20), repeats=2, resamples=100)
+    fast, boosting = replace(regression.Settings(), repeats=2, resamples=100), regression.Boosting(stages=20)
     monkeypatch.setattr(stage.regression, "Settings", lambda **options: replace(fast, **options))
+    monkeypatch.setattr(stage.regression, "Boosting", lambda **options: replace(boosting, **{**options, "stages": 20}))
     few = clustering.Settings(runs=10, starts=3, most=6)
     monkeypatch.setattr(stage.clustering, "Settings", lambda **options: replace(few, **options))
 
@@ -70,6 +71,22 @@ def test_json_options_and_folder(simhpc, given):
     assert summary["importance"]["settings"]["encoding"] == "value-pairs"
     assert summary["importance"]["settings"]["boosting"]["max_depth"] == 12
     assert all(path.startswith(str(given / "o")) for path in summary["files"])
+
+
+def test_the_study_says_how_and_options_come_before_it(simhpc, copied):
+    text = copied.dir.study.read_text()
+    assert "[analysis]" in text
+    copied.dir.study.write_text(
+        text.replace('encoding = "same-different"\n', 'encoding = "value-pairs"\nclusters = 2\n')
+    )
+    summary = json.loads(simhpc("analyze", copied.dir.root, "--json")[1])
+    assert summary["clusters"]["chosen_by"] == "given"
+    assert summary["importance"]["settings"]["encoding"] == "value-pairs"
+    given = ("--clusters", "auto", "--encoding", "same-different", "--seed", "4", "--json")
+    summary = json.loads(simhpc("analyze", copied.dir.root, *given)[1])
+    assert summary["clusters"]["chosen_by"] == "silhouette"
+    assert summary["importance"]["settings"]["encoding"] == "same-different"
+    assert summary["clusters"]["settings"]["seed"] == summary["importance"]["settings"]["seed"] == 4
 
 
 def test_without_components_it_says_what_was_not_done(simhpc, given):

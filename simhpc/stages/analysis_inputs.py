@@ -1,0 +1,175 @@
+"""What the analyses are done of, and what each gives: a run's matrix, or one from elsewhere. Offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simhpc import __version__
+from simhpc.errors import AnalysisError, MissingInputError, ModelError
+from simhpc.report.families import families
+from simhpc.report.tables import write_csv
+from simhpc.rundir import Run, RunDir
+from simhpc.store import named_csv, similarity
+from simhpc.store.named_csv import NamedTable
+from simhpc.study import Analysis, Model
+
+Settings = Analysis
+"""Options of all analyses: the study's `[analysis]`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is analysed.
+
+    Attributes:
+        title: for figures.
+        names: N models.
+        sat: float64 (N, N), symmetric, NaN unknown.
+        columns: names of C components; none if there is no table.
+        components: C values of each model that they are known of.
+        notes, problems: what was found wrong with the input; a problem makes the exit code 1.
+        run: the finished run that the matrix is of; None for a matrix from elsewhere.
+    """
+
+    title: str
+    names: list[str]
+    sat: NDArray[np.float64]
+    columns: list[str] = field(default_factory=list)
+    components: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    run: Run | None = None
+
+    @property
+    def families(self) -> list[str]:
+        """The family of each of the N models, for colours: see `report.families`."""
+        timm_names = {model.key: model.timm_name for model in self.run.study.models} if self.run is not None else {}
+        return families(self.names, self.columns, self.components, timm_names)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one analysis gives: files, figures in words, and what needs a word."""
+
+    files: list[Path]
+    result: dict[str, Any]
+    notes: list[str]
+
+
+def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> Inputs:
+    """The matrix of a finished run, and the components of its models.
+
+    The components are read from the architectures, which takes a second or so each, and kept in
+    `analysis/components.csv`; what stands there is believed.
+
+    Args:
+        out: where that file is.
+        components_csv: a table to take in their place.
+
+    Raises:
+        MissingInputError, BadFileError: the run has no matrix, or a damaged one.
+        AnalysisError: a table is wrong, or lacks a model.
+    """
+    try:
+        matrix = similarity.load(run.dir.similarity)
+    except MissingInputError:
+        raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+    problems = [f"the matrix is incomplete: {problem}" for problem in matrix.problems]
+    if components_csv is not None:
+        table = named_csv.read_table(components_csv)
+        rows = table.of(matrix.models, components_csv)
+        table = NamedTable(table.columns, dict(zip(matrix.models, rows, strict=True)))
+    else:
+        wanted = set(matrix.models)
+        table, unread = _read_components(
+            [model for model in run.study.models if model.key in wanted], out.analysis("components.csv")
+        )
+        problems += unread
+    return Inputs(
+        title=run.study.name,
+        names=matrix.models,
+        sat=matrix.sat,
+        columns=table.columns,
+        components={name: row for name, row in table.rows.items() if name in set(matrix.models)},
+        notes=[*matrix.notes],
+        problems=problems,
+        run=run,
+    )
+
+
+def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs:
+    """A matrix and a table from elsewhere.
+
+    Raises:
+        AnalysisError: one of them is wrong, or the table lacks a model of the matrix.
+    """
+    matrix = named_csv.read_matrix(similarity_csv)
+    inputs = Inputs(title=similarity_csv.stem, names=matrix.names, sat=matrix.values, notes=matrix.notes)
+    if components_csv is None:
+        return inputs
+    table = named_csv.read_table(components_csv)
+    rows = table.of(matrix.names, components_csv)
+    return Inputs(
+        **{**vars(inputs), "columns": table.columns, "components": dict(zip(matrix.names, rows, strict=True))}
+    )
+
+
+def made_from(inputs: Inputs) -> dict[str, str]:
+    """What tells the files of one matrix from those that an earlier one has left: every summary begins with it."""
+    similarity_of = json.dumps([inputs.names, inputs.sat.tolist()])
+    components_of = json.dumps([inputs.columns, inputs.components], sort_keys=True)
+    return {
+        "created_by": f"simhpc {__version__}",
+        "title": inputs.title,
+        "similarity_sha256": hashlib.sha256(similarity_of.encode()).hexdigest(),
+        "components_sha256": hashlib.sha256(components_of.encode()).hexdigest(),
+    }
+
+
+def _read_components(models: Sequence[Model], cache: Path) -> tuple[NamedTable, list[str]]:
+    """Components of models, from the file where they stand there; what was read anew is added to it."""
+    problems: list[str] = []
+    known = named_csv.read_table(cache) if cache.exists() else None
+    missing = [model for model in models if known is None or model.key not in known.rows]
+    if known is not None and not missing:
+        return known, problems
+    from simhpc.zoo.components import COLUMNS
+
+    columns = list(COLUMNS)
+    if known is not None and known.columns != columns:
+        raise AnalysisError(
+            f"{cache} lacks {missing[0].key!r} and has other columns than the components that are read here: "
+            "add the row, or delete the file to have all read again"
+        )
+    rows = dict(known.rows) if known is not None else {}
+    for model in missing:
+        try:
+            rows[model.key] = _read_model(model)
+        except ModelError as error:
+            problems.append(f"components of {model.key} are unknown: {error}")
+    if rows:
+        write_csv(cache, ["Model name", *columns], ([name, *row] for name, row in rows.items()))
+    return NamedTable(columns, rows), problems
+
+
+def _read_model(model: Model) -> list[str]:
+    from simhpc.zoo.components import find_entry, read, read_components
+
+    if model.module is None:
+        return list(read(find_entry(model)).row().values())
+    from simhpc.zoo import own
+
+    built = own.build(model, num_classes=2)
+    size_px = model.data.input_size_px or own.data_config(model, built)["input_size"][-1]
+    try:
+        return list(read_components(built, (size_px, size_px)).row().values())
+    except Exception as error:  # it is the user's code
+        raise ModelError(f"{model.module} cannot be read: {type(error).__name__}: {error}") from error
