@@ -1,7 +1,8 @@
 """Which model to take for a teacher: what the students that a study has distilled say of those it has not.
 
-Method: docs/analyses.md, "Suggesting a teacher". A rule is a straight line through distilled accuracies; it is
-believed as far as it predicts students of teachers that it was not fitted on.
+Method: docs/analyses.md, "Suggesting a teacher". A rule is a straight line through distilled accuracies. It is believed
+if it predicts students of teachers that it was not fitted on, and does so better than the best of the same rules does
+when the accuracies are dealt out to the teachers at random: the best of three looks good by chance alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _FEWEST_TO_FIT = 6
 _MANY_TEACHERS = 15
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
+_SHUFFLES = 999
+_BELIEVED_AT = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Ranking:
         order: int64 (N,), positions of the candidates.
         expected: (N,), accuracy of a student: seen, or predicted by the rule; NaN where neither is possible.
         is_seen: (N,), whether it is the mean accuracy of students that were distilled.
-        rule: that predicts best; None if none predicts better than the mean of all.
+        rule: that predicts best; None if none is to be believed.
         r2_left_out: by rule, of each teacher's students predicted from all others; NaN with too few teachers.
+        p_value: share of shuffled accuracies that the best rule predicts as well or better; NaN with too few teachers.
         rank_correlation: of those predictions with what was seen (Spearman); NaN without a rule.
         ci_low, ci_high: its percentile bootstrap interval over teachers, 95 %.
         n_seen: teachers whose students are known.
@@ -47,6 +51,7 @@ class Ranking:
     is_seen: NDArray[np.bool_]
     rule: Rule | None
     r2_left_out: dict[Rule, float]
+    p_value: float
     rank_correlation: float
     ci_low: float
     ci_high: float
@@ -73,15 +78,17 @@ def rank(similarity: Vector, accuracy: Vector, distilled: Vector, *, seed: int =
         "both": np.stack([similarity, accuracy], axis=1),
     }
     fitted_on = is_seen & np.isfinite(columns["both"]).all(axis=1)
-    left_out = {rule: _left_out(x[fitted_on], distilled[fitted_on]) for rule, x in columns.items()}
-    r2 = {rule: _r2(predicted, distilled[fitted_on]) for rule, predicted in left_out.items()}
+    seen = distilled[fitted_on]
+    left_out = {rule: _left_out(x[fitted_on], seen) for rule, x in columns.items()}
+    r2 = {rule: float(_r2(predicted, seen)) for rule, predicted in left_out.items()}
     best = max(RULES, key=lambda each: np.nan_to_num(r2[each], nan=-np.inf))
-    rule = best if r2[best] > 0 else None
+    p_value = _p_value([x[fitted_on] for x in columns.values()], seen, r2[best], seed)
+    rule = best if r2[best] > 0 and p_value <= _BELIEVED_AT else None
     expected, found, low, high = distilled.copy(), np.nan, np.nan, np.nan
     if rule is not None:
-        line = _line(columns[rule][fitted_on], distilled[fitted_on])
-        expected = np.where(is_seen, distilled, _predict(line, columns[rule]))
-        seen, predicted = distilled[fitted_on], left_out[rule]
+        line = np.linalg.lstsq(_with_constant(columns[rule][fitted_on]), seen, rcond=None)[0]
+        expected = np.where(is_seen, distilled, _with_constant(columns[rule]) @ line)
+        predicted = left_out[rule]
         found = float(correlation(seen, predicted, "spearman"))
         draws = np.random.default_rng(derive_seed(seed, "candidates")).integers(0, len(seen), (_RESAMPLES, len(seen)))
         resampled = correlation(seen[draws], predicted[draws], "spearman")
@@ -97,6 +104,7 @@ def rank(similarity: Vector, accuracy: Vector, distilled: Vector, *, seed: int =
         is_seen=is_seen,
         rule=rule,
         r2_left_out=r2,
+        p_value=p_value,
         rank_correlation=found,
         ci_low=float(low),
         ci_high=float(high),
@@ -105,30 +113,34 @@ def rank(similarity: Vector, accuracy: Vector, distilled: Vector, *, seed: int =
     )
 
 
-def _line(x: Vector, y: Vector) -> Vector:
-    return np.asarray(np.linalg.lstsq(_with_constant(x), y, rcond=None)[0])
-
-
-def _predict(line: Vector, x: Vector) -> Vector:
-    return np.asarray(_with_constant(x) @ line)
-
-
 def _with_constant(x: Vector) -> Vector:
     return np.concatenate([np.ones((len(x), 1)), x], axis=1)
 
 
 def _left_out(x: Vector, y: Vector) -> Vector:
-    """Each value predicted by the line through all others; NaN with too few of them."""
-    if len(y) < _FEWEST_TO_FIT:
-        return np.full(len(y), np.nan)
-    rows = np.arange(len(y))
-    return np.array([_predict(_line(x[rows != i], y[rows != i]), x[i : i + 1])[0] for i in rows])
+    """Each value predicted by the line through all others: (N, C) and (..., N) to (..., N); NaN with too few of them."""
+    if len(x) < _FEWEST_TO_FIT:
+        return np.full(y.shape, np.nan)
+    # Leaving a value out of a least-squares fit divides its residual by 1 minus its leverage.
+    design = _with_constant(x)
+    hat = design @ np.linalg.pinv(design)
+    free = 1.0 - np.diag(hat)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(free > 1e-9, y - (y - y @ hat.T) / free, np.nan))
 
 
-def _r2(predicted: Vector, y: Vector) -> float:
-    """1 minus the squared error, in units of that of predicting each value by the mean of all others."""
-    n = len(y)
-    if n < _FEWEST_TO_FIT or np.ptp(y) == 0:
+def _r2(predicted: Vector, y: Vector) -> Vector:
+    """1 minus the squared error, in units of that of predicting each value by the mean of all others: (..., N) to (...,)."""
+    n = y.shape[-1]
+    by_mean = ((y - y.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1) * (n / max(n - 1, 1)) ** 2 if n else np.zeros(())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(by_mean > 0, 1.0 - ((y - predicted) ** 2).sum(axis=-1) / by_mean, np.nan))
+
+
+def _p_value(columns: list[Vector], y: Vector, found: float, seed: int) -> float:
+    if not np.isfinite(found):
         return np.nan
-    by_mean = (y - y.mean()) * n / (n - 1)
-    return float(1.0 - ((y - predicted) ** 2).sum() / (by_mean**2).sum())
+    random = np.random.default_rng(derive_seed(seed, "shuffles"))
+    shuffled = np.stack([random.permutation(y) for _ in range(_SHUFFLES)])
+    best = np.nanmax([_r2(_left_out(x, shuffled), shuffled) for x in columns], axis=0)
+    return float((1 + (best >= found).sum()) / (1 + _SHUFFLES))
