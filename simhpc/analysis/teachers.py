@@ -118,7 +118,7 @@ def _with_constant(x: Vector) -> Vector:
 
 
 def _left_out(x: Vector, y: Vector) -> Vector:
-    """Each value predicted by the line through all others: (N, C) and (..., N) to (..., N); NaN with too few of them."""
+    """Each value predicted by the line through the others: (N, C) and (..., N) to (..., N); NaN if they are too few."""
     if len(x) < _FEWEST_TO_FIT:
         return np.full(y.shape, np.nan)
     # Leaving a value out of a least-squares fit divides its residual by 1 minus its leverage.
@@ -130,7 +130,7 @@ def _left_out(x: Vector, y: Vector) -> Vector:
 
 
 def _r2(predicted: Vector, y: Vector) -> Vector:
-    """1 minus the squared error, in units of that of predicting each value by the mean of all others: (..., N) to (...,)."""
+    """1 minus the squared error, in units of that of predicting each value by the mean of the others: (...,)."""
     n = y.shape[-1]
     by_mean = ((y - y.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1) * (n / max(n - 1, 1)) ** 2 if n else np.zeros(())
     with np.errstate(invalid="ignore", divide="ignore"):

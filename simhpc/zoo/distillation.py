@@ -6,22 +6,23 @@ student's images at an input size of its own, and answers that are asked for onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from simhpc.errors import ModelError
-from simhpc.study import DataConfig, Distillation, Student
+from simhpc.study import DataConfig, Distillation, Student, Training
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.geometry import scaled_to_input
 from simhpc.zoo.resolve import resolve_model
 from simhpc.zoo.timm_import import timm
-
-MakeTask = Callable[..., nn.Module]
-"""`(student, criterion_kwargs=..., device=...)` to a `timm.task.TrainingTask`: what the training loop is given."""
+from simhpc.zoo.training.data import LabelledImages
+from simhpc.zoo.training.recipe import MakeTask, make_transform
 
 
 class Teacher(timm.task.DistillationTeacher):  # type: ignore[misc]
@@ -98,8 +99,8 @@ class HardDistillationTask(timm.task.LogitDistillationTask):  # type: ignore[mis
         return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
 
 
-def task_maker(teacher: nn.Module, distillation: Distillation, data: DataConfig) -> MakeTask:
-    """What the training loop calls in place of `timm.task.ClassificationTask`.
+def task_maker(teacher: Teacher | Answers, distillation: Distillation, data: DataConfig) -> MakeTask:
+    """What a training makes its task with, in place of `timm.task.ClassificationTask`.
 
     With `alpha` the weight of the teacher, the loss is, in nats, meaned over the batch,
 
@@ -114,7 +115,9 @@ def task_maker(teacher: nn.Module, distillation: Distillation, data: DataConfig)
         data: the student's complete data config.
     """
 
-    def make(student: Any, *, criterion_kwargs: Mapping[str, Any], device: torch.device) -> nn.Module:
+    def make(
+        student: Any, /, *, criterion_kwargs: Mapping[str, Any], device: torch.device, verbose: bool
+    ) -> timm.task.TrainingTask:
         # timm asks the student for its normalisation; a network of one's own need not have any.
         student.pretrained_cfg = {
             **(getattr(student, "pretrained_cfg", None) or {}),
@@ -131,8 +134,8 @@ def task_maker(teacher: nn.Module, distillation: Distillation, data: DataConfig)
             make_task = timm.task.LogitDistillationTask
         if distillation.temperature is not None:
             kind["temperature"] = distillation.temperature
-        task: nn.Module = make_task(
-            student, teacher, criterion_kwargs=criterion_kwargs, device=device, verbose=False, **weights, **kind
+        task = make_task(
+            student, teacher, criterion_kwargs=criterion_kwargs, device=device, verbose=verbose, **weights, **kind
         )
         if isinstance(teacher, Answers):
             task.register_forward_pre_hook(teacher.numbered)
@@ -160,3 +163,27 @@ def check_student(student: Student, num_classes: int) -> None:
 def _has_token(architecture: str) -> bool:
     with torch.device("meta"):
         return hasattr(timm.create_model(architecture), "set_distilled_training")
+
+
+def ask(
+    teacher: Teacher,
+    images: LabelledImages,
+    positions: Sequence[int],
+    training: Training,
+    data: DataConfig,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """A teacher's logits (N, K) for training images that look alike each time, N = len(positions).
+
+    Args:
+        teacher: on the device.
+        training, data: the student's recipe, without random views, and data config.
+    """
+    assert not training.random_views
+    transform, device = make_transform(training, data), next(teacher.buffers()).device
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(positions), batch_size):
+            batch = [transform(images.image(position)) for position in positions[start : start + batch_size]]
+            logits.append(teacher(teacher.normalize_input(torch.stack(batch).to(device))).float().cpu())
+    return torch.cat(logits).numpy()
