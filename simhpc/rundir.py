@@ -43,6 +43,10 @@ class RunDir:
     def predictions(self, model: str) -> Path:
         return self.root / "predictions" / f"{model}.h5"
 
+    def representations(self, model: str) -> Path:
+        """Features and input gradients of one model, where the optional stage has stored them."""
+        return self.root / "representations" / f"{model}.h5"
+
     def attack_parts(self, model: str) -> Path:
         """Folder of the batches of an attack that is not finished."""
         return self.root / "partial" / "attack" / model

@@ -473,6 +473,15 @@ class Similarity(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class Representations(Section):
+    """What the optional representations stage stores. May be changed between runs: no other result hangs on it."""
+
+    n_gradients: Annotated[int, Field(ge=1)] = 100
+    """Images whose input gradients are stored, by class, the same for every model; all if there are fewer."""
+    noise_std_255: Annotated[float, Field(gt=0, le=255)] = 1.0
+    """Standard deviation of the pixel noise under which each gradient is compared with itself, in units of 1/255."""
+
+
 class Resources(Section):
     """What one task may use. May be changed between runs of one study: it is no part of the question asked."""
 
@@ -518,8 +527,8 @@ class Analysis(Section):
         return tuple(sorted(set(value)))
 
 
-_MAY_CHANGE = {"resources", "analysis"}
-"""Sections that enter no result of a stage: how a task runs, and what is made of the results later."""
+_MAY_CHANGE = {"resources", "representations", "analysis"}
+"""Sections that enter no result of a stage of every study."""
 
 
 class Study(Section):
@@ -533,6 +542,7 @@ class Study(Section):
     training: Training = Training()
     attack: Attack = Attack()
     similarity: Similarity = Similarity()
+    representations: Representations = Representations()
     resources: Resources = Resources()
     analysis: Analysis = Analysis()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]

@@ -1,6 +1,7 @@
 """The cluster profile: where a study runs, typed and validated. One TOML file describes one cluster.
 
-`[defaults]` holds for every stage; a table named after a stage overrides it key by key. `[container]` names the image
+`[defaults]` holds for every stage; a table named after a stage overrides it key by key. The optional stage
+`representations` gets what attacks get where it has no table of its own. `[container]` names the image
 that tasks run in. slurm/README.md lists the keys.
 """
 
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simhpc.errors import ProfileError
 from simhpc.sections import Section, check_plain, explain, read_toml
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 
 # One word: it becomes one line of a batch script.
 Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=500)]
@@ -189,12 +190,13 @@ class Profile(Section):
     attack: StageResources = StageResources()
     evaluate: StageResources = StageResources()
     aggregate: StageResources = StageResources()
+    representations: StageResources = StageResources()
     retry: Retry = Retry()
     container: Container | None = None
     """Absent: tasks run in the environment that they are submitted from."""
 
     def resources(self, stage: str) -> StageResources:
-        """What one of `stages.STAGES` gets."""
+        """What one of `stages.ALL_STAGES` gets."""
         found: StageResources = getattr(self, stage)
         return found
 
@@ -233,13 +235,15 @@ def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
         merged = {key: value for key, value in raw.items() if key != "defaults"}
         if isinstance(raw.get("container"), dict):
             merged["container"] = _with_tuples(raw["container"])
-        for stage in STAGES:
-            own = raw.get(stage, {})
+        # It computes what an attack does, only less of it.
+        likewise = {"representations"} - raw.keys()
+        for stage in ALL_STAGES:
+            own = raw.get("attack" if stage in likewise else stage, {})
             merged[stage] = _merged(defaults, own) if isinstance(own, dict) else own
         try:
             return Profile.model_validate(merged)
         except ValidationError as error:
-            lines = [explain(details, Profile) for details in error.errors()]
+            lines = [explain(details, Profile) for details in error.errors() if details["loc"][0] not in likewise]
     raise ProfileError("\n  ".join([f"{where}: {len(lines)} problem(s) in the profile", *lines]))
 
 

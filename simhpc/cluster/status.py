@@ -15,7 +15,7 @@ from simhpc.cluster.ledger import Submission
 from simhpc.cluster.scheduler import Answer, JobState
 from simhpc.errors import SchedulerError
 from simhpc.rundir import Run
-from simhpc.stages import STAGES, done_tasks, stage_module
+from simhpc.stages import ALL_STAGES, OPTIONAL_STAGES, done_tasks, stage_module
 from simhpc.stages.progress import Progress, read_progress
 from simhpc.stages.task import Task
 
@@ -29,7 +29,7 @@ CANCELLED = "cancelled"
 STATES = ("failed", "cancelled", "unknown", "running", "queued", "todo", "done")
 """Worst first. `todo`: neither done nor in the queue; `unknown`: Slurm could not be asked."""
 
-BEFORE = {"attack": "train", "evaluate": "attack"}
+BEFORE = {"attack": "train", "evaluate": "attack", "representations": "train"}
 """The stage whose output for the same model a task needs."""
 
 # The accounting may not know a job that was just submitted, and a shared disk may not show a file just written.
@@ -142,8 +142,16 @@ class RunStatus:
     def task(self, stage: str, model: str) -> TaskStatus:
         return next(task for task in self.tasks if (task.stage, task.model) == (stage, model))
 
+    def begun(self) -> list[TaskStatus]:
+        """The tasks that concern anybody: without those of an optional stage that was never asked for."""
+        wanted = {task.stage for task in self.tasks if task.state != "todo" or task.n_jobs}
+        return [task for task in self.tasks if task.stage in wanted or task.stage not in OPTIONAL_STAGES]
+
     def stages(self) -> list[StageSummary]:
-        return [_summary(stage, self.of_stage(stage)) for stage in STAGES if self.of_stage(stage)]
+        by_stage: dict[str, list[TaskStatus]] = {stage: [] for stage in ALL_STAGES}
+        for task in self.begun():
+            by_stage[task.stage].append(task)
+        return [_summary(stage, tasks) for stage, tasks in by_stage.items() if tasks]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for scripts; quantities carry their unit in their name."""
@@ -152,7 +160,7 @@ class RunStatus:
             "notes": list(self.notes),
             "asked_unix_s": self.asked_unix_s,
             "stages": [asdict(summary) for summary in self.stages()],
-            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.tasks],
+            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.begun()],
         }
 
 
@@ -258,10 +266,10 @@ def compose(
     arrays = frozenset(scheduler.array_of(attempt.job) for attempt in all_jobs if attempt.slurm is not None)
     unasked = frozenset(attempt.job for attempt in all_jobs) if answer is None or error else answer.unasked
     heard = _Heard(arrays, unasked)
-    done = done_tasks(run, STAGES)
+    done = done_tasks(run, ALL_STAGES)
     tasks = [
         _status(run, task, task in done, attempts.get(task, []), heard)
-        for stage in STAGES
+        for stage in ALL_STAGES
         for task in stage_module(stage).tasks(run)
     ]
     failed = {(task.stage, task.model) for task in tasks if task.state in ("failed", "cancelled")}

@@ -19,7 +19,12 @@ from simhpc.stages import validity
 from simhpc.stages.task import Report, Task
 
 STAGES = ("train", "attack", "evaluate", "aggregate")
-"""In the order in which each needs the ones before it."""
+"""Of every study, in the order in which each needs the ones before it."""
+
+OPTIONAL_STAGES = ("representations",)
+"""Done only where they are asked for by name; no other stage needs them."""
+
+ALL_STAGES = (*STAGES, *OPTIONAL_STAGES)
 
 
 class Stage(Protocol):
@@ -42,7 +47,7 @@ def done_tasks(run: Run, stages: Sequence[str]) -> set[Task]:
 
 
 def stage_module(name: str) -> Stage:
-    """The module of one of `STAGES`; imported on use, because most need torch and aggregation must not."""
-    assert name in STAGES, name
+    """The module of one of `ALL_STAGES`; imported on use, because most need torch and aggregation must not."""
+    assert name in ALL_STAGES, name
     module: Any = import_module(f"simhpc.stages.{name}")
     return module  # type: ignore[no-any-return]

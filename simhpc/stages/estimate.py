@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.stages import STAGES, done_tasks, shown, stage_module, validity
+from simhpc.stages import ALL_STAGES, done_tasks, representations, shown, stage_module, validity
 from simhpc.stages.task import ALL, Task
 from simhpc.store import checkpoint, hdf5, image_set, predictions
 from simhpc.study import Model, Study
@@ -23,7 +23,13 @@ from simhpc.study import Model, Study
 if TYPE_CHECKING:
     from simhpc.zoo.cost import Cost
 
-HOST_BYTES = {"train": 470 << 20, "attack": 410 << 20, "evaluate": 410 << 20, "aggregate": 140 << 20}
+HOST_BYTES = {
+    "train": 470 << 20,
+    "attack": 410 << 20,
+    "evaluate": 410 << 20,
+    "aggregate": 140 << 20,
+    "representations": 410 << 20,
+}
 """Memory of a task that has imported all it needs and loaded nothing yet, by stage (seen with a CPU build of torch)."""
 START_S = 5.0
 """From the start of a task to its first image, where it was not measured: imports, building, loading weights."""
@@ -35,6 +41,7 @@ _FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iter
 _HEADER_BYTES = 7 << 10
 _TEXT_BYTES = 16, 19  # of a string in HDF5, besides its characters: in the dataset, and where it lies
 _NAME_CHARACTERS = 24
+_MOST_FEATURES = 2688  # dpn107
 _PICTURE_BYTES = 150 << 10
 
 
@@ -175,7 +182,7 @@ def look(run: Run) -> Facts:
     if not exists:
         return Facts(num_classes, training_images, accuracy, frozenset(), {})
     with validity.shared_sources(run):
-        done = done_tasks(run, STAGES)
+        done = done_tasks(run, ALL_STAGES)
         headers = validity.usable_sources(run).headers
         accuracy |= {key: header.n_attacked / header.n_images for key, header in headers.items()}
         hashes = {key: header.content_sha256 for key, header in headers.items()}
@@ -232,6 +239,7 @@ def estimate(
     accuracy: float,
     speeds: Mapping[str, Speed] | None = None,
     on_gpu: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> Estimate:
     """Put everything together.
 
@@ -240,8 +248,9 @@ def estimate(
         accuracy: of models of which it is not known yet (a fraction).
         speeds: by model key; None for arithmetic alone.
         on_gpu: stages that compute on a GPU.
+        optional: stages of `OPTIONAL_STAGES` that are done too.
     """
-    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate()
+    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate(optional)
 
 
 class _Estimator:
@@ -258,7 +267,7 @@ class _Estimator:
         self._on_gpu = on_gpu
         self._accuracy = {model.key: facts.accuracy.get(model.key, accuracy) for model in run.study.models}
 
-    def estimate(self) -> Estimate:
+    def estimate(self, optional: Collection[str]) -> Estimate:
         make = {"train": self._train, "attack": self._attack, "evaluate": self._evaluate}
         tasks = [
             make[stage](self._study.model(task.model), task)
@@ -266,7 +275,17 @@ class _Estimator:
             for task in stage_module(stage).tasks(self._run)
         ]
         tasks += [self._aggregate(task) for task in stage_module("aggregate").tasks(self._run)]
-        names = {"train": "checkpoints", "attack": "adversarial", "evaluate": "predictions", "aggregate": "similarity"}
+        if representations.STAGE in optional:
+            tasks += [
+                self._representations(self._study.model(task.model), task) for task in representations.tasks(self._run)
+            ]
+        names = {
+            "train": "checkpoints",
+            "attack": "adversarial",
+            "evaluate": "predictions",
+            "aggregate": "similarity",
+            "representations": "representations",
+        }
         images = images_bytes(self._study, self._facts.num_classes)
         files = {"images.h5": (images, images)}
         for stage, name in names.items():
@@ -294,6 +313,7 @@ class _Estimator:
             "train": self._run.dir.checkpoint,
             "attack": self._run.dir.adversarial,
             "evaluate": self._run.dir.predictions,
+            "representations": self._run.dir.representations,
         }
         return where[task.stage](task.model)
 
@@ -397,6 +417,31 @@ class _Estimator:
         share = min(1.0, self._accuracy[target.key] / self._accuracy[source.key])
         return padded(round(n_source * share), batch)
 
+    def _representations(self, model: Model, task: Task) -> TaskEstimate:
+        n, batch, cost = self._study.images.n, self._study.resources.batch_size, self._costs[model.key]
+        n_gradients, side = representations.n_gradients(self._study), self._study.images.size_px or 8
+        forward = padded(n, batch)
+        gradient = representations.PASSES_PER_GRADIENT * padded(n_gradients, batch)
+        speed, seconds = self._speed(model), None
+        if speed is not None:
+            seconds = speed.start_s + forward * speed.forward_s + gradient * speed.gradient_s
+        written = representations_bytes(n, n_gradients, side)
+        own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(self._attacked_side(model))
+        values = n * _MOST_FEATURES * (_FLOAT_BYTES + 2) + n_gradients * 2 * pixels(side)
+        per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
+        return self._task(
+            task,
+            flops=forward * cost.forward_flops + gradient * cost.gradient_flops,
+            seconds=seconds,
+            step_s=seconds,
+            host=self._chosen_bytes() + own_clean + values,
+            weights=cost.weight_bytes,
+            activations=cost.saved_fixed_bytes + batch * per_image,
+            loading=self._loading_bytes(cost),
+            written=(written, written),
+            read=images_bytes(self._study, self._facts.num_classes),
+        )
+
     def _aggregate(self, task: Task) -> TaskEstimate:
         m, n = len(self._study.models), self._study.images.n
         written = similarity_bytes(m)
@@ -492,6 +537,13 @@ def predictions_bytes(n: int, n_sources: int) -> int:
     """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones."""
     datasets = [((n,), 4), ((n,), 4), ((n,), 2), ((n_sources, n), 4), ((n_sources, n), 2)]
     return _HEADER_BYTES + _stored(datasets) + _texts(n_sources, _NAME_CHARACTERS) + _texts(n_sources, 64)
+
+
+def representations_bytes(n: int, n_gradients: int, side_px: int) -> int:
+    """Size of `representations/<model>.h5` with as many features as any of the paper's 69 models has, at most."""
+    datasets: list[tuple[tuple[int, ...], int]] = [((n, _MOST_FEATURES), 2), ((n_gradients, 3, side_px, side_px), 2)]
+    datasets += [((1,), 8), ((n_gradients,), 4), ((n_gradients,), 4), ((n_gradients,), 4)]
+    return _HEADER_BYTES + _stored(datasets)
 
 
 def similarity_bytes(m: int) -> int:

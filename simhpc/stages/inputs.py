@@ -8,6 +8,8 @@ from pathlib import Path
 from simhpc.rundir import Run
 from simhpc.study import IMAGE_LAYOUTS, Model
 
+_LOAD_MODELS = ("attack", "evaluate", "representations")
+
 
 def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
     """Files and folders that the tasks of these models read, each once; `models` are keys (or `ALL`)."""
@@ -21,7 +23,7 @@ def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
             if source == images.source and images.ground_truth is not None:
                 # The folder: the devkit's own tables lie beside its ground truth.
                 read.add(Path(images.ground_truth).parent)
-    elif stage in ("attack", "evaluate"):
+    elif stage in _LOAD_MODELS:
         found += [entry.weights for entry in entries]
     if stage != "aggregate":
         found += [
@@ -36,7 +38,7 @@ def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
 
 def pretrained(run: Run, stage: str, models: Iterable[str]) -> list[Model]:
     """Those of these models whose tasks load timm's own weights."""
-    return [entry for entry in _entries(run, models) if entry.is_pretrained] if stage in ("attack", "evaluate") else []
+    return [entry for entry in _entries(run, models) if entry.is_pretrained] if stage in _LOAD_MODELS else []
 
 
 def unstaged(run: Run, stage: str, models: Iterable[str]) -> list[Model]:

@@ -36,7 +36,7 @@ def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
 
     Args:
         run_dir: path of the run directory.
-        stage: one of `stages.STAGES`.
+        stage: one of `stages.ALL_STAGES`.
         model: key in the study, or `ALL`.
 
     Returns:
