@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from simhpc.analysis.distillation import Result, Settings, Teachers, Vector
-from simhpc.report.figure import COLOURS, DPI
+from simhpc.report.families import Style, legend_handles, styles
+from simhpc.report.figure import DPI
 from simhpc.report.tables import number, write_csv
 
 HEADER = (
@@ -39,11 +40,6 @@ CORRELATIONS_HEADER = (
     "correlation",
     "ci_low",
     "ci_high",
-)
-_LOOKS = (
-    (1.0, "o", COLOURS[0], "same base architecture"),
-    (0.0, "s", COLOURS[1], "different base architecture"),
-    (np.nan, "D", COLOURS[2], "base architecture unknown"),
 )
 _LABELLED = 40
 
@@ -111,20 +107,26 @@ def summary(found: Sequence[Distilled], settings: Settings) -> dict[str, Any]:
     }
 
 
-def draw(found: Sequence[Distilled], *, title: str) -> Figure:
-    """For each distillation distilled accuracy over similarity, and over the teacher's accuracy."""
+def draw(found: Sequence[Distilled], families: Sequence[str], *, title: str) -> Figure:
+    """For each distillation distilled accuracy over similarity, and over the teacher's accuracy.
+
+    Args:
+        families: of all models of the study, for the colours; teachers of the student's own base architecture are filled.
+    """
+    looks = styles([*families, *(base for each in found for base in each.bases)])
     figure = Figure(figsize=(11.0, 0.6 + 4.4 * len(found)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     for row, each in zip(figure.subplots(len(found), 2, squeeze=False, sharey="row"), found, strict=True):
-        _panel(row[0], each, each.teachers.similarity, "similarity", "SAT of teacher and undistilled student")
-        _panel(row[1], each, 100 * each.teachers.accuracy, "teacher_accuracy", "accuracy of the teacher (%)")
+        _panel(row[0], each, each.teachers.similarity, "similarity", "SAT of teacher and undistilled student", looks)
+        _panel(row[1], each, 100 * each.teachers.accuracy, "teacher_accuracy", "accuracy of the teacher (%)", looks)
         row[0].set_ylabel(f"{each.name}: accuracy of the distilled student (%)", fontsize=9)
-        row[0].legend(fontsize=8, loc="best")
+        shown = {base: looks[base] for base in looks if base in each.bases}
+        row[1].legend(handles=legend_handles(shown), fontsize=8, loc="best")
     figure.suptitle(f"{title}: what a good teacher has", fontsize=11)
     return figure
 
 
-def _panel(axes: Axes, each: Distilled, x: Vector, name: str, label: str) -> None:
+def _panel(axes: Axes, each: Distilled, x: Vector, name: str, label: str, looks: Mapping[str, Style]) -> None:
     y, undistilled = 100 * each.teachers.means, 100 * each.teachers.undistilled
     if np.isfinite(undistilled).any():
         mean, std = _mean(undistilled), _std(undistilled)
@@ -132,15 +134,20 @@ def _panel(axes: Axes, each: Distilled, x: Vector, name: str, label: str) -> Non
         if np.isfinite(std):
             axes.axhspan(mean - std, mean + std, color="0.9", zorder=0)
     spread = np.array([100 * _std(row) for row in each.teachers.distilled])
-    for value, marker, colour, text in _LOOKS:
-        of_look = np.isnan(each.teachers.same_base) if np.isnan(value) else each.teachers.same_base == value
-        shown = of_look & np.isfinite(x) & np.isfinite(y)
-        if shown.any():
-            axes.plot(x[shown], y[shown], marker, color=colour, markersize=6, label=text, zorder=3)
-            axes.errorbar(
-                x[shown], y[shown], np.nan_to_num(spread[shown]), fmt="none", ecolor=colour, elinewidth=1.0, zorder=2
-            )
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    for position in known:
+        look = looks[each.bases[position]]
+        axes.errorbar(
+            x[position],
+            y[position],
+            np.nan_to_num(spread[position]),
+            fmt=look.marker,
+            color=look.colour,
+            markerfacecolor=look.colour if each.teachers.same_base[position] == 1 else "white",
+            markersize=6,
+            elinewidth=1.0,
+            zorder=3,
+        )
     for position in known if len(known) <= _LABELLED else ():
         axes.annotate(
             each.keys[position],

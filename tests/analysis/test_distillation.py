@@ -73,13 +73,15 @@ def test_by_hand():
     assert np.isnan(d.correlation(x, y, "pearson", x))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(4, 12), st.floats(0.1, 50), st.floats(-5, 5))
+@given(st.integers(0, 2**32 - 1), st.integers(5, 12), st.floats(0.1, 50), st.floats(-5, 5))
 def test_correlations_have_their_invariances(seed, n, scale, shift):
     random = np.random.default_rng(seed)
     x, y, z = random.normal(size=(3, n))
     for method in d.METHODS:
         for control in (None, z):
             r = d.correlation(x, y, method, control)
+            if np.isnan(r):  # ranks that are those of z
+                continue
             assert -1 <= r <= 1
             assert d.correlation(y, x, method, control) == pytest.approx(r, abs=1e-9)
             assert d.correlation(-x, y, method, control) == pytest.approx(-r, abs=1e-6)
@@ -160,7 +162,11 @@ def test_the_same_input_gives_the_same_numbers_and_order_does_not_matter():
     assert str(one) == str(two)  # NaN is not NaN
     order = np.random.default_rng(1).permutation(10)
     turned = d.Teachers(
-        given.similarity[order], given.accuracy[order], given.distilled[order], given.same_base[order], given.undistilled
+        given.similarity[order],
+        given.accuracy[order],
+        given.distilled[order],
+        given.same_base[order],
+        given.undistilled,
     )
     for a, b in zip(one.correlations, d.distillation(turned, FAST).correlations, strict=True):
         assert a.r == pytest.approx(b.r)
