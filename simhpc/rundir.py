@@ -103,6 +103,11 @@ class RunDir:
         """A figure of `simhpc analyze`, e.g. `importance.svg`."""
         return self.root / "figures" / name
 
+    @property
+    def report(self) -> Path:
+        """The page of `simhpc report`."""
+        return self.root / "report.html"
+
     def progress(self, stage: str, model: str) -> Path:
         return self.root / "progress" / stage / f"{model}.json"
 

@@ -7,6 +7,7 @@ into the frozen copy that a run directory keeps; both are the same `Study` type.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -527,7 +528,17 @@ class Analysis(Section):
         return tuple(sorted(set(value)))
 
 
-_MAY_CHANGE = {"resources", "representations", "analysis"}
+class Strategy(Section):
+    """Models that differ from each other in one kind of thing. May be changed between runs, like `Resources`."""
+
+    name: Key
+    differs: Literal["initialisation", "hyper-parameters", "regime", "architecture"]
+    """In what any two of its models differ, mainly."""
+    models: Annotated[tuple[Key, ...], Field(min_length=2)]
+    """Keys; every two of them are a pair of this kind."""
+
+
+_MAY_CHANGE = {"resources", "representations", "analysis", "strategies"}
 """Sections that enter no result of a stage of every study."""
 
 
@@ -547,6 +558,8 @@ class Study(Section):
     analysis: Analysis = Analysis()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     distillations: tuple[Distillation, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+    """Absent: derived from what the models' entries say (docs/analyses.md)."""
 
     @model_validator(mode="after")
     def _keys_are_unique(self) -> Self:
@@ -619,6 +632,28 @@ class Study(Section):
         keys = [found for found, *_ in self._pairs()]
         raise StudyError(f"study {self.name!r} has no student {key!r}{nearest(key, keys)}")
 
+    @model_validator(mode="after")
+    def _strategies_are_of_models(self) -> Self:
+        keys, names = [model.key for model in self.models], [strategy.name for strategy in self.strategies]
+        kind_of: dict[frozenset[str], Strategy] = {}
+        for place, strategy in enumerate(self.strategies, start=1):
+            where = f"strategies.{place} ({strategy.name!r})"
+            if names.count(strategy.name) > 1:
+                raise ValueError(f"{where}: there is another one of that name")
+            for key in strategy.models:
+                if key not in keys:
+                    raise ValueError(f"{where}: the study has no model {key!r}{nearest(key, keys)}")
+                if strategy.models.count(key) > 1:
+                    raise ValueError(f"{where}: {key!r} is there twice")
+            for a, b in itertools.combinations(strategy.models, 2):
+                other = kind_of.setdefault(frozenset((a, b)), strategy)
+                if other.differs != strategy.differs:
+                    raise ValueError(
+                        f"{where}: {a!r} and {b!r} differ in {strategy.differs} here and in {other.differs} in "
+                        f"{other.name!r}: a pair counts in one kind"
+                    )
+        return self
+
     def model(self, key: str) -> Model:
         """The model with this key.
 
@@ -676,7 +711,7 @@ def parse_study(raw: dict[str, Any], *, base: Path, where: str, held: Images | N
                 and details["loc"][2:3] == ("training",)
                 and details["loc"][3:] in shared
             )
-            and not (details["type"] == "too_short" and details["input"])
+            and not (details["type"] == "too_short" and details["loc"] == ("models",) and details["input"])
         ]
         raise StudyError("\n  ".join([f"{where}: {len(lines)} problem(s) in the study", *lines])) from None
     return _with_absolute_paths(study, base)

@@ -105,6 +105,42 @@ def test_errors_in_a_model(model, expected):
     assert expected in problem(tiny(models=[{**base, **model}]))
 
 
+def strategy(**changes):
+    return {"name": "inits", "differs": "initialisation", "models": ["cnn", "vit"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("strategies", "expected"),
+    [
+        (
+            [strategy(models=["cnn", "vitt"])],
+            "strategies.1 ('inits'): the study has no model 'vitt'; did you mean 'vit'",
+        ),
+        ([strategy(differs="init")], "strategies.1.differs: Input should be 'initialisation', 'hyper-parameters'"),
+        ([strategy(models=["cnn"])], "strategies.1.models"),
+        ([strategy(models=["cnn", "vit", "cnn"])], "'cnn' is there twice"),
+        ([strategy(), strategy(models=["cnn", "convnext"])], "there is another one of that name"),
+        (
+            [strategy(), strategy(name="all", differs="architecture", models=["vit", "convnext", "cnn"])],
+            "strategies.2 ('all'): 'vit' and 'cnn' differ in architecture here and in initialisation in 'inits'",
+        ),
+        ([{"differs": "regime", "models": ["cnn", "vit"]}], "strategies.1.name: this key is needed"),
+        ([strategy(of="x")], "strategies.1.of: unknown key; allowed: name, differs, models"),
+    ],
+)
+def test_errors_in_strategies(strategies, expected):
+    assert expected in problem(tiny(strategies=strategies))
+
+
+def test_strategies_are_read_written_and_may_change():
+    given = [strategy(), strategy(name="more", models=["vit", "cnn"])]
+    study = parse(tiny(strategies=given))
+    assert [each.models for each in study.strategies] == [("cnn", "vit"), ("vit", "cnn")]
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+    assert differences(parse(tiny()), study) == differences(study, parse(tiny())) == []
+    assert study.settings_sha256() == parse(tiny()).settings_sha256()
+
+
 def test_all_problems_are_reported_at_once_and_shared_ones_only_once():
     text = problem(tiny(training={"epochs": 0}, attack={"steps": 0}))
     assert "2 problem(s)" in text  # and not a third, that too few models are valid

@@ -22,10 +22,12 @@ from simhpc.cli import (
     logs,
     models,
     plan,
+    report,
     retry,
     run,
     status,
     submit,
+    suggest_ensemble,
     validate,
 )
 from simhpc.cli.console import errors
@@ -51,6 +53,8 @@ app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
+app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
+app.command("report")(report.report)
 
 _debug = False
 

@@ -111,7 +111,7 @@ def draw(found: Sequence[Distilled], families: Sequence[str], *, title: str) -> 
     """For each distillation distilled accuracy over similarity, and over the teacher's accuracy.
 
     Args:
-        families: of all models of the study, for the colours; teachers of the student's own base architecture are filled.
+        families: of all models of the study, for the colours. Teachers of the student's base architecture are filled.
     """
     looks = styles([*families, *(base for each in found for base in each.bases)])
     figure = Figure(figsize=(11.0, 0.6 + 4.4 * len(found)), dpi=DPI, layout="constrained")

@@ -36,7 +36,7 @@ START_S = 5.0
 """From the start of a task to its first image, where it was not measured: imports, building, loading weights."""
 
 _TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of the weights
-_FLOAT_BYTES = 4
+_FLOAT_BYTES, _HALF_BYTES = 4, 2
 _SLACK = 1.3  # the CPU's allocator keeps pieces that were freed; seen: 1.0 (convolutions) to 1.4 (transformers)
 _FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iterate, gradient, normalised
 _HEADER_BYTES = 7 << 10
@@ -210,7 +210,7 @@ def _covered(run: Run, model: Model, hashes: Mapping[str, str]) -> frozenset[str
     path = run.dir.predictions(model.key)
     try:
         validity.check_provenance(run, model, path, predictions.header(path).provenance)
-        held = predictions.load(path)
+        held = predictions.outline(path)
     except (MissingInputError, BadFileError):
         return frozenset()
     pairs = zip(held.sources, held.source_sha256, strict=True)
@@ -370,6 +370,7 @@ class _Estimator:
         assert attack.steps is not None
         steps = attack.steps * attack.restarts
         cost, side = self._costs[model.key], self._attacked_side(model)
+        classes = self._facts.num_classes
         n_attacked = round(n * self._accuracy[model.key])
         # Clean images, stored ones, and of several restarts each, to choose between them.
         passes = 1 + (attack.restarts if attack.restarts > 1 else 0)
@@ -380,7 +381,7 @@ class _Estimator:
             step_s = speed.start_s + padded(n, batch) * speed.forward_s + batch * steps * speed.gradient_s
         own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(side)
         # The images that are attacked and what becomes of them; later, the file and what is read back from it.
-        pairs = 2 * n * pixels(side)
+        pairs = 2 * n * (pixels(side) + self._probabilities_bytes())
         per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
         return self._task(
             task,
@@ -391,7 +392,7 @@ class _Estimator:
             weights=cost.weight_bytes,
             activations=cost.saved_fixed_bytes + batch * per_image,
             loading=self._loading_bytes(cost),
-            written=(adversarial_bytes(n, n_attacked, side), adversarial_bytes(n, n, side)),
+            written=(adversarial_bytes(n, n_attacked, side, classes), adversarial_bytes(n, n, side, classes)),
             read=images_bytes(self._study, self._facts.num_classes),
         )
 
@@ -409,8 +410,9 @@ class _Estimator:
         own_side = self._attacked_side(model)
         # The part that is shown, the one that is read meanwhile, and what both are picked from.
         host = self._chosen_bytes() + 4 * min(n, shown.BATCHES * batch) * pixels(largest)
-        host += 3 * len(models) * n * 6
-        written = predictions_bytes(n, len(models))
+        # Kept from earlier, to be kept, and what is written of it.
+        host += 3 * n * (6 * len(models) + self._probabilities_bytes())
+        written = predictions_bytes(n, len(models), self._facts.num_classes)
         sets = {
             source.key: round(n * self._accuracy[source.key]) * pixels(self._attacked_side(source)) for source in models
         }
@@ -474,7 +476,8 @@ class _Estimator:
             weights=0,
             activations=0,
             written=(written, written),
-            read=m * predictions_bytes(n, m),
+            # Probabilities lie there unread.
+            read=m * predictions_bytes(n, m, 0),
         )
 
     def _task(
@@ -520,6 +523,10 @@ class _Estimator:
         """While a model is made faster: in double precision twice, with two images' input gradients."""
         return self._chosen_bytes() + 5 * cost.weight_bytes + 2 * 2 * (cost.saved_bytes + cost.forward_bytes)
 
+    def _probabilities_bytes(self) -> int:
+        """Of one clean image."""
+        return _HALF_BYTES * self._facts.num_classes
+
     def _chosen_bytes(self) -> int:
         return self._study.images.n * pixels(self._study.images.size_px or 8)
 
@@ -546,16 +553,26 @@ def images_bytes(study: Study, num_classes: int) -> int:
     return _HEADER_BYTES + hdf5.stored_bytes((n, 3, side, side), 1) + hdf5.stored_bytes((n,), 4) + texts
 
 
-def adversarial_bytes(n: int, n_attacked: int, side_px: int) -> int:
-    """Size of `adversarial/<model>.h5`: the images of X_A, and five numbers or fewer for each of the N."""
+def adversarial_bytes(n: int, n_attacked: int, side_px: int, num_classes: int) -> int:
+    """Size of `adversarial/<model>.h5`: the images of X_A, and of each of the N probabilities and a few numbers."""
     datasets: list[tuple[tuple[int, ...], int]] = [((n_attacked, 3, side_px, side_px), 1)]
+    datasets += [((n, num_classes), _HALF_BYTES)]
     datasets += [((n_attacked,), 4), ((n,), 4), ((n,), 2), ((n_attacked,), 4)]
     return _HEADER_BYTES + _stored(datasets)
 
 
-def predictions_bytes(n: int, n_sources: int) -> int:
-    """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones."""
-    datasets = [((n,), 4), ((n,), 4), ((n,), 2), ((n_sources, n), 4), ((n_sources, n), 2)]
+def predictions_bytes(n: int, n_sources: int, num_classes: int) -> int:
+    """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones, and
+    probabilities of the clean ones.
+    """
+    datasets = [
+        ((n, num_classes), _HALF_BYTES),
+        ((n,), 4),
+        ((n,), 4),
+        ((n,), 2),
+        ((n_sources, n), 4),
+        ((n_sources, n), 2),
+    ]
     return _HEADER_BYTES + _stored(datasets) + _texts(n_sources, _NAME_CHARACTERS) + _texts(n_sources, 64)
 
 

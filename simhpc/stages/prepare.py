@@ -83,8 +83,8 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
-            + "\nOnly models and students can be added to a run. Choose another --out for a changed study, or delete the "
-            "folder if nothing in it is wanted."
+            + "\nOnly models and students can be added to a run. Choose another --out for a changed study, or delete "
+            "the folder if nothing in it is wanted."
         )
     if not dry_run and not run_dir.image_list.exists():
         _write_list(images.ids, run_dir)

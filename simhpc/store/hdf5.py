@@ -12,7 +12,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,22 @@ def read(path: Path, file: h5py.File, name: str, *, dtype: str, shape: tuple[int
     if sha256_of(array) != found.attrs.get("sha256"):
         raise BadFileError(f"{path}: the data of {name!r} do not match their checksum: delete it and run again")
     return array
+
+
+def read_rows(
+    path: Path, file: h5py.File, name: str, positions: Sequence[int], *, dtype: str, shape: tuple[int | None, ...]
+) -> Array:
+    """Some rows of a dataset that is too large to be read for them; their chunks' own checksums are what is checked.
+
+    Raises:
+        BadFileError: see `dataset`; or there is no such row.
+    """
+    found = dataset(path, file, name, dtype=dtype, shape=shape)
+    if any(not 0 <= position < len(found) for position in positions):
+        raise BadFileError(f"{path}: {name!r} has {len(found)} rows, and row {max(positions)} was asked for")
+    # One by one: h5py is very slow with a list of positions.
+    rows = [found[position] for position in positions]
+    return np.stack(rows) if rows else np.empty((0, *found.shape[1:]), dtype=found.dtype)
 
 
 def sha256_of(array: Array) -> str:

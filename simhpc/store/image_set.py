@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,35 @@ def load(path: Path) -> ImageSet:
             settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
             sha256=_identity(file),
         )
+
+
+def load_some(path: Path, positions: Sequence[int]) -> ImageSet:
+    """The set with some of its images only: `images`, `labels`, `ids` and `content_ids` are theirs, in this order.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened` and `hdf5.read_rows`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        attributes = hdf5.attributes_of(file)
+        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+        n = len(labels)
+        ids, content_ids = (hdf5.read(path, file, name, dtype="str", shape=(n,)) for name in ("ids", "content_ids"))
+        return ImageSet(
+            images=hdf5.read_rows(path, file, "images", positions, dtype="uint8", shape=(n, 3, None, None)),
+            labels=labels[list(positions)],
+            ids=[str(ids[position]) for position in positions],
+            content_ids=[str(content_ids[position]) for position in positions],
+            classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
+            source=hdf5.attribute(path, attributes, "source"),
+            settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
+            sha256=_identity(file),
+        )
+
+
+def load_labels(path: Path) -> NDArray[np.int32]:
+    """Class index of every image: int32 (N,)."""
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        return hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
 
 
 @cached_by_file

@@ -161,13 +161,8 @@ def test_the_same_input_gives_the_same_numbers_and_order_does_not_matter():
     one, two = d.distillation(given, FAST), d.distillation(given, FAST)
     assert str(one) == str(two)  # NaN is not NaN
     order = np.random.default_rng(1).permutation(10)
-    turned = d.Teachers(
-        given.similarity[order],
-        given.accuracy[order],
-        given.distilled[order],
-        given.same_base[order],
-        given.undistilled,
-    )
+    rows = {name: getattr(given, name)[order] for name in ("similarity", "accuracy", "distilled", "same_base")}
+    turned = replace(given, **rows)
     for a, b in zip(one.correlations, d.distillation(turned, FAST).correlations, strict=True):
         assert a.r == pytest.approx(b.r)
 

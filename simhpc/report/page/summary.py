@@ -1,0 +1,82 @@
+"""What the report says of an analysis it knows nothing more of: the figures and small tables of its JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from simhpc.report.page.content import Table
+
+_NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "settings", "notes")
+_MOST_ROWS = 30
+_MOST_LISTED = 8
+
+
+def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Single values, short lists of them, and the values of tables of them; name and text.
+
+    Args:
+        result: an analysis's JSON file.
+        names: what its keys are called; others are called by the key, with spaces.
+    """
+    found = []
+    for key, value in result.items():
+        name = names.get(key, _spaced(key))
+        if key in _NO_FACTS or value == [] or value == {}:
+            continue
+        if _is_single(value) or _is_list(value):
+            found.append((name, text(value, most=_MOST_LISTED)))
+        elif _is_row(value):
+            found += [(f"{name}: {_spaced(inner)}", text(single)) for inner, single in value.items()]
+    return found
+
+
+def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
+    """Lists of rows, those of at most 30; rows are tables of single values and short lists."""
+    found = []
+    for key, value in result.items():
+        is_table = isinstance(value, list) and 0 < len(value) <= _MOST_ROWS and all(map(_is_row, value))
+        if key in _NO_FACTS or not is_table:
+            continue
+        header = list(dict.fromkeys(inner for row in value for inner in row))
+        rows = [[text(row[inner]) if inner in row else "" for inner in header] for row in value]
+        found.append(Table(names.get(key, _spaced(key)), [names.get(inner, _spaced(inner)) for inner in header], rows))
+    return found
+
+
+def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Everything under `settings`, name and text; inner tables by `outer: inner`."""
+    held = result.get("settings")
+    return facts(held, {}) if isinstance(held, dict) else []
+
+
+def text(value: Any, most: int | None = None) -> str:
+    """A value as people read it: four digits, lists (of `most` things) with commas, null as `unknown`."""
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            more = f" and {len(value) - most} more" if most and len(value) > most else ""
+            return ", ".join(map(text, value[:most])) + more
+        case _:
+            return str(value)
+
+
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_single, value))
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(_is_single(v) or _is_list(v) for v in value.values())
+
+
+def _spaced(key: str) -> str:
+    return key.replace("_", " ")
