@@ -144,15 +144,10 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _passes_are_whole(self) -> Self:
-        if self.batch_size % self.accumulation:
+        if self.batch_size % self.images_at_least(1):
             raise ValueError(
-                f"batch_size = {self.batch_size} cannot be divided evenly into accumulation = {self.accumulation} "
-                "passes"
-            )
-        if self.mixes and self.batch_size // self.accumulation % 2:
-            raise ValueError(
-                f"mixup and cutmix mix pairs: batch_size / accumulation = {self.batch_size // self.accumulation} must "
-                "be even"
+                f"batch_size = {self.batch_size} cannot be divided into accumulation = {self.accumulation} equal passes"
+                f"{', of pairs to be mixed' if self.mixes else ''}: make it a multiple of {self.images_at_least(1)}"
             )
         if self.bce_target_threshold and self.loss != "bce":
             raise ValueError('bce_target_threshold goes with loss = "bce" only')
@@ -176,6 +171,10 @@ class Training(Section):
             "cutmix_alpha": self.cutmix_alpha > 0,
         }
         return [key for key, is_random in named.items() if is_random]
+
+    def images_at_least(self, processes: int) -> int:
+        """What the images of a step have to be a multiple of, for so many processes to share it: pairs are mixed."""
+        return self.accumulation * processes * (2 if self.mixes else 1)
 
     @field_validator("images")
     @classmethod

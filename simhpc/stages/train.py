@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages import progress
-from simhpc.stages.task import Report, Task
+from simhpc.stages.task import PROCESSES, Report, Task
 from simhpc.store import checkpoint, image_set
 from simhpc.store.step_log import StepLog
 
@@ -125,7 +126,7 @@ def train(
     }
     seed = derive_seed(run.study.seed, "train", *seed_names)
 
-    with training.joined(device) as processes:
+    with training.joined(device, int(os.environ.get(PROCESSES, "1"))) as processes:
         kind: MakeTask | None = None
         images: LabelledImages = source
         if lesson is not None:

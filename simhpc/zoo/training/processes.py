@@ -11,8 +11,6 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-COUNT = "SIMHPC_PROCESSES"
-"""The variable that says how many they are. Where it is set, torch's own are too: RANK, LOCAL_RANK, MASTER_ADDR, ..."""
 # One that died is noticed after this at the latest; one that waits for a slow disk must not be taken for dead.
 _TIMEOUT = timedelta(minutes=15)
 
@@ -56,13 +54,15 @@ class Processes:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """Meet the other processes of this training, if `COUNT` says that there are any; over gloo on CPUs, NCCL on GPUs.
+def joined(device: torch.device, count: int) -> Iterator[Processes]:
+    """Meet the other processes of this training, if there are any; over gloo on CPUs, NCCL on GPUs.
+
+    With more than one, torch's variables RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are read.
 
     Args:
         device: `cpu`, or `cuda`, of which each process takes the one with its local number.
+        count: processes, with this one.
     """
-    count = int(os.environ.get(COUNT, "1"))
     if count == 1:
         yield Processes(device)
         return

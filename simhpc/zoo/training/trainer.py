@@ -90,7 +90,7 @@ class Trainer:
         self._schedule = Schedule(
             n_images=len(positions),
             epochs=training.epochs,
-            batch_size=_batch_size(training, len(positions), self._parts, processes.count, key),
+            batch_size=_batch_size(training, len(positions), processes.count, key),
             n_parts=self._parts,
             repetitions=training.repeated_augmentation,
             seed=seed,
@@ -231,16 +231,15 @@ class Trainer:
         return steps
 
 
-def _batch_size(training: Training, n_images: int, parts: int, processes: int, key: str) -> int:
+def _batch_size(training: Training, n_images: int, processes: int, key: str) -> int:
     """Images per step: the study's, or as many as there are if those are fewer."""
     who = f"model {key!r}: " if key else ""
-    smallest = 2 * parts if training.mixes else parts
+    smallest = training.images_at_least(processes)
     if training.batch_size % smallest:
         raise StudyError(
-            f"{who}training.batch_size = {training.batch_size} cannot be divided evenly among {processes} process(es) "
-            f"with {training.accumulation} pass(es) each{' of an even number of images' if training.mixes else ''}: "
-            f"make it a multiple of {smallest}, or change tasks_per_node in the profile"
+            f"{who}training.batch_size = {training.batch_size} cannot be shared evenly by {processes} processes: make "
+            f"it a multiple of {smallest}, or change nodes and tasks_per_node in the profile"
         )
     if n_images < smallest:
-        raise StudyError(f"{who}{n_images} training image(s) are too few for a step of {smallest}")
+        raise StudyError(f"{who}{n_images} training image(s) are too few for a step of at least {smallest}")
     return min(training.batch_size, n_images // smallest * smallest)
