@@ -212,11 +212,11 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _only_trainings_are_shared(self) -> Self:
-        for stage in STAGES:
-            if stage != "train" and self.resources(stage).processes > 1:
+        for stage in ALL_STAGES:
+            if stage not in _TRAIN and self.resources(stage).processes > 1:
                 raise ValueError(
-                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train], not into "
-                    "[defaults]"
+                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train] (or "
+                    "[distill]), not into [defaults]"
                 )
         return self
 
@@ -226,6 +226,7 @@ class Profile(Section):
         return found
 
 
+_TRAIN = ("train", "distill")
 _LIKE = {"representations": "attack", "distill": "train"}
 """Stages without a table of their own that get what another has, as they compute the like of it."""
 
