@@ -28,6 +28,7 @@ from simhpc.cli import (
     status,
     submit,
     suggest_ensemble,
+    suggest_teacher,
     validate,
 )
 from simhpc.cli.console import errors
@@ -54,6 +55,7 @@ app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
 app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
+app.command("suggest-teacher")(suggest_teacher.suggest_teacher)
 app.command("report")(report.report)
 
 _debug = False
