@@ -1,4 +1,4 @@
-"""Resampling models: means and rank correlations over pairs or groups of models, and how other models would change them.
+"""Resampling models: means and rank correlations over pairs or groups of models, and how they vary with the models.
 
 Pairs that share a model are not independent, and neither are ensembles: N models are drawn with replacement, not
 pairs. A group of models that were drawn w_1, w_2, ... times then counts w_1 * w_2 * ... times; copies of one model are

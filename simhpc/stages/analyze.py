@@ -130,10 +130,10 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
+    "strategies": analyze_strategies,
     "ensembles": analyze_ensembles,
     "measures": analyze_measures,
     "representations": analyze_representations,
-    "strategies": analyze_strategies,
     "distillation": analyze_distillation,
 }
 """In the order in which they are done."""
