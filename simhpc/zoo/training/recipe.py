@@ -6,11 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from simhpc.errors import StudyError
 from simhpc.study import DataConfig, Training
 from simhpc.zoo.timm_import import timm
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """timm's own, and black where no bit is kept, which Pillow 13 refuses: strong RandAugment does so."""
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = timm.data.auto_augment.posterize(image, bits_to_keep)
+    return posterized
+
+
+for _name in ("Posterize", "PosterizeOriginal", "PosterizeIncreasing"):
+    timm.data.auto_augment.NAME_TO_OP[_name] = _posterize
 
 
 def check_settings(key: str, training: Training) -> None:
