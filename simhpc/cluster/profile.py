@@ -272,7 +272,8 @@ def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
         try:
             return Profile.model_validate(merged)
         except ValidationError as error:
-            lines = [explain(details, Profile) for details in error.errors() if details["loc"][0] not in likewise]
+            of_others = {(stage,) for stage in likewise}
+            lines = [explain(details, Profile) for details in error.errors() if details["loc"][:1] not in of_others]
     raise ProfileError("\n  ".join([f"{where}: {len(lines)} problem(s) in the profile", *lines]))
 
 

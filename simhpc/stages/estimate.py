@@ -168,10 +168,11 @@ def look(run: Run) -> Facts:
         source = open_source(study.images)
         num_classes, counts[study.images.source] = len(source.classes), len(source.labels)
     training_images, accuracy = {}, {}
+    keys = {model.key for model in study.models}
     for model in (*study.models, *(student.model for student in study.students)):
         if model.training is None:
             continue
-        held = _trained(run, model) if exists else None
+        held = _trained(run, model) if exists and model.key in keys else None
         if held is not None:
             training_images[model.key] = int(held["training_images"])
             accuracy[model.key] = float(held["accuracy"])
@@ -189,7 +190,6 @@ def look(run: Run) -> Facts:
         hashes = {key: header.content_sha256 for key, header in headers.items()}
         covered = {model.key: _covered(run, model, hashes) for model in study.models}
     # `evaluate` counts an evaluation as done when it covers what is there now; more sources are coming.
-    keys = {model.key for model in study.models}
     waiting = {Task("evaluate", key) for key in keys if covered[key] != keys}
     if waiting:
         waiting.add(Task("aggregate", ALL))

@@ -26,8 +26,8 @@ def suggest_teacher(run: Run, student: str, distillation: str | None = None) -> 
 
     Returns:
         plain data, None for NaN: `student`, `distillation` (None without one), `undistilled_accuracy`, `candidates`
-        (best first), `rule`, `r2_left_out`, `p_value`, `rank_correlation` with its interval, `evidence`, and `words` that
-        say what that means.
+        (best first), `rule`, `r2_left_out`, `p_value`, `rank_correlation` with its interval, `evidence`, and `words`
+        that say what that means.
 
     Raises:
         StudyError: there is no such model or distillation.

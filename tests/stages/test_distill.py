@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny import execute_all, tiny, write_study
+from tiny import MODELS, execute_all, tiny, write_study
 
 from simhpc.errors import MissingInputError, ModelError, StudyError
 from simhpc.rundir import open_run
@@ -49,10 +49,9 @@ def quiet(*_):
     pass
 
 
-def begin(root, *distillations, **changes):
-    return prepare(
-        load_study(write_study(root / "study.toml", tiny(distillations=list(distillations), **changes))), root / "run"
-    )
+def begin(root, *distillations):
+    path = write_study(root / "study.toml", tiny(distillations=list(distillations)))
+    return prepare(load_study(path), root / "run")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +154,7 @@ def test_another_teacher_makes_a_student_out_of_date(copy_of):
 
 
 def test_a_teacher_of_other_classes_is_refused(copy_of, tmp_path):
-    raw = tiny(distillations=[{**PLAIN, "name": "x", "args": {"patch_size": 4, "embed_dim": 32, "num_classes": 12}}])
+    raw = tiny(distillations=[{**PLAIN, "name": "x", "args": {**MODELS["vit"]["args"], "num_classes": 12}}])
     write_study(tmp_path / "study.toml", {**raw, "distillations": [PLAIN, *OTHERS, *raw["distillations"]]})
     run = prepare(load_study(tmp_path / "study.toml"), copy_of.dir.root)
     with pytest.raises(ModelError, match="has 12 outputs and its teacher 'cnn' 10"):
