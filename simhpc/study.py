@@ -726,14 +726,17 @@ def dump_study(study: Study) -> str:
     return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
 
 
-def differences(held: Study, given: Study) -> list[str]:
+def differences(held: Study, given: Study, *, names: tuple[str, str] = ("run directory has", "study has")) -> list[str]:
     """What `given` contradicts in `held`, one line each.
 
     Added models and students, other expectations of accuracy and what may change between runs contradict nothing.
+
+    Args:
+        names: what the lines call the two.
     """
     skip = {"distillations", "models", *_MAY_CHANGE}
     ours, theirs = (study.model_dump(mode="json", exclude=skip) for study in (held, given))
-    lines = _compare("", ours, theirs)
+    lines = _compare("", ours, theirs, names)
     given_models = {model.key: model for model in given.models}
     for model in held.models:
         if model.key not in given_models:
@@ -743,24 +746,25 @@ def differences(held: Study, given: Study) -> list[str]:
                 entry.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT)
                 for entry in (model, given_models[model.key])
             )
-            lines += _compare(f"models.{model.key}.", ours, theirs)
+            lines += _compare(f"models.{model.key}.", ours, theirs, names)
     given_students = {student.key: student for student in given.students}
     for student in held.students:
         if student.key not in given_students:
             lines.append(f"distillations: {student.key}: in the run directory, absent from the study")
         else:
-            lines += _compare(f"distillations.{student.key}.", student.settings, given_students[student.key].settings)
+            theirs = given_students[student.key].settings
+            lines += _compare(f"distillations.{student.key}.", student.settings, theirs, names)
     return lines
 
 
-def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any], names: tuple[str, str]) -> list[str]:
     lines: list[str] = []
     for key in sorted(held.keys() | given.keys()):
         ours, theirs = held.get(key), given.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += _compare(f"{prefix}{key}.", ours, theirs)
+            lines += _compare(f"{prefix}{key}.", ours, theirs, names)
         elif ours != theirs:
-            lines.append(f"{prefix}{key}: run directory has {ours!r}, study has {theirs!r}")
+            lines.append(f"{prefix}{key}: {names[0]} {ours!r}, {names[1]} {theirs!r}")
     return lines
 
 

@@ -33,6 +33,14 @@ def analyze(
             "architectures if this is not given.",
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN2",
+            help="Another run with the same models (by their keys), of another attack, say: are the matrices alike? "
+            "Repeatable.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,12 +81,16 @@ def analyze(
 
       simhpc analyze runs/imagenet69 --clusters 10
 
+      simhpc analyze runs/imagenet69 --against runs/imagenet69-eps4 --against runs/imagenet69-apgd
+
       simhpc analyze --similarity matrix.csv --components table.csv --out meaning
 
       simhpc analyze runs/demo --json | jq .importance.ranking
     """
     if (run_dir is None) == (similarity is None):
         raise SimhpcError("give either a run directory or --similarity, a matrix")
+    if against and run_dir is None:
+        raise SimhpcError("--against compares two run directories: give RUN, not --similarity")
     changes: dict[str, Any] = {}
     if clusters is not None:
         changes["clusters"] = _number_of_clusters(clusters)
@@ -92,7 +104,8 @@ def analyze(
     if run_dir is not None:
         run = open_run(run_dir)
         where = RunDir(out) if out is not None else run.dir
-        inputs = analysis_inputs.inputs_of_run(run, where, components)
+        others = [(str(path), open_run(path)) for path in against or ()]
+        inputs = analysis_inputs.inputs_of_run(run, where, components, others)
     else:
         assert similarity is not None
         inputs = analysis_inputs.inputs_of_files(similarity, components)

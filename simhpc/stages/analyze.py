@@ -25,6 +25,7 @@ from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.stages.analyze_distillation import analyze_distillation
 from simhpc.stages.analyze_ensembles import analyze_ensembles
 from simhpc.stages.analyze_measures import analyze_measures
+from simhpc.stages.analyze_reliability import analyze_reliability
 from simhpc.stages.analyze_representations import analyze_representations
 from simhpc.stages.analyze_strategies import analyze_strategies
 from simhpc.stages.found_clusters import clusters_of, options_of
@@ -131,6 +132,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
     "strategies": analyze_strategies,
+    "reliability": analyze_reliability,
     "ensembles": analyze_ensembles,
     "measures": analyze_measures,
     "representations": analyze_representations,
@@ -140,7 +142,7 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
 
 _NEED_COMPONENTS = {"importance"}
 _NEED_STUDENTS = {"distillation"}
-_NEED_A_RUN = {"ensembles", "measures", "representations"}
+_NEED_A_RUN = {"reliability", "ensembles", "measures", "representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:
