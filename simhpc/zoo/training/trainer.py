@@ -17,7 +17,7 @@ from simhpc.study import DataConfig, Training
 from simhpc.zoo.training import recipe
 from simhpc.zoo.training.data import LabelledImages, Schedule, TrainingImages, batches
 from simhpc.zoo.training.processes import Processes
-from simhpc.zoo.training.seeding import seed_everything
+from simhpc.zoo.training.seeding import seed_cpu, seed_everything
 
 _GPU_LOOKS_EVERY = 10
 
@@ -196,7 +196,8 @@ class Trainer:
 
     def _loss(self, pixels: Tensor, labels: Tensor, part: int) -> Tensor:
         # After the loader, which draws from the same generators when it works in this process.
-        seed_everything(derive_seed(self._seed, "step", self.done, part))
+        seed = derive_seed(self._seed, "step", self.done, part)
+        seed_cpu(seed) if self._processes.device.type == "cpu" else seed_everything(seed)
         if self._mixing is not None:
             pixels, labels = self._mixing(pixels, labels)
         with self._autocast():
