@@ -64,6 +64,10 @@ class RunDir:
         """The same for TensorBoard, where that is installed."""
         return self.root / "tensorboard" / model
 
+    def answers(self, teacher: str, identity: str) -> Path:
+        """A teacher's answers to the training images, where students ask for them once."""
+        return self.root / "answers" / f"{teacher}-{identity[:16]}.h5"
+
     def partial_predictions(self, model: str) -> Path:
         """Predictions of an evaluation that is not finished."""
         return self.root / "partial" / "evaluate" / f"{model}.h5"

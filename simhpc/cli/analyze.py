@@ -161,6 +161,14 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["correlations"]:
             if each["one"] == "sat":
                 line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
+    for each in (summary.get("distillation") or {}).get("distillations", []):
+        gain = next(gain for gain in each["gains"] if gain["group"] == "all")
+        text = "unknown" if gain["mean"] is None else f"{100 * gain['mean']:+.1f} points"
+        line(f"distillation {each['name']}: {each['n_students']} students of {each['n_teachers']} teachers, {text}")
+        for of in each["correlations"]:
+            if (of["group"], of["given"], of["method"]) == ("all", None, "spearman"):
+                interval = "" if of["ci_low"] is None else f" [{of['ci_low']:.2f}, {of['ci_high']:.2f}]"
+                line(f"  rank correlation with {of['property'].replace('_', ' ')}: {_decimal(of['r'])}{interval}")
     for note in summary["notes"]:
         line(f"note: {note}")
 

@@ -28,6 +28,7 @@ from simhpc.cli import (
     status,
     submit,
     suggest_ensemble,
+    suggest_teacher,
     validate,
     verify,
 )
@@ -57,6 +58,7 @@ app.command("aggregate")(aggregate.aggregate)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
+app.command("suggest-teacher")(suggest_teacher.suggest_teacher)
 app.command("report")(report.report)
 
 _debug = False

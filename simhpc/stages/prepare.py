@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -77,12 +77,13 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     else:
         images = _held_images(held, frozen, run_dir)
         shown = _Shown(images.classes, imagenet=frozen.shows_imagenet, leaves_images=True)
-    resolved = _resolve(study, shown, known, list_sha256=list_sha256)
+    checked = {student.sha256() for student in held.students}
+    resolved = _resolve(study, shown, known, list_sha256=list_sha256, checked=checked)
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
-            + "\nOnly models can be added to a run. Choose another --out for a changed study, or delete the folder if "
-            "nothing in it is wanted."
+            + "\nOnly models and students can be added to a run. Choose another --out for a changed study, or delete "
+            "the folder if nothing in it is wanted."
         )
     if not dry_run and not run_dir.image_list.exists():
         _write_list(images.ids, run_dir)
@@ -159,11 +160,19 @@ def check_frozen(run: Run) -> str:
     return _read_frozen(run.dir).images_sha256
 
 
-def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha256: str | None) -> Study:
-    """Complete the image section, the attack, and every model that is not `known`.
+def _resolve(
+    study: Study,
+    shown: _Shown,
+    known: dict[str, Model],
+    *,
+    list_sha256: str | None,
+    checked: Collection[str] = (),
+) -> Study:
+    """Complete the image section, the attack, and every model that is not `known`; check the students.
 
     Args:
         known: resolved entries by key.
+        checked: identities of students that need no check.
     """
     attack, resolved = resolve_attack(study.attack), dict(known)
     new = [model for model in study.models if model.key not in known]
@@ -182,7 +191,15 @@ def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha25
         )
         for model in study.models
     )
-    return study.model_copy(update={"images": images, "attack": attack, "models": models})
+    complete = study.model_copy(update={"images": images, "attack": attack, "models": models})
+    students = [student for student in complete.students if student.sha256() not in checked]
+    if students:
+        from simhpc.zoo.distillation import check_student
+
+        for student in {student.distillation.name: student for student in students}.values():
+            check_student(student, len(shown.classes))
+        _check_training(study, [student.model for student in students], shown)
+    return complete
 
 
 def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:

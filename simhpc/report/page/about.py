@@ -90,6 +90,8 @@ ABOUT = {
     ),
     "reliability": About("Reliability", "How sure the matrix is: by number of images, and between halves of them."),
     "distillation": About(
-        "Distillation", "Whether students learn more from teachers that are like them.", makes="simhpc distill"
+        "Distillation",
+        "Whether students learn more from teachers that are like them.",
+        files=("distillation_correlations.csv",),
     ),
 }
