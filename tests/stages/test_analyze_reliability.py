@@ -98,8 +98,8 @@ def test_beside_other_runs(inputs, tmp_path):
     assert (row["run"], row["same_nearest_share"], row["differences"]) == ("same", "1.0", differs[0])
     stage.analyze_reliability(inputs, RunDir(tmp_path), Settings())
     assert not (tmp_path / "analysis" / "against.csv").exists()
+    none = Other("none", ["x"], np.ones((1, 1)), [])
     with pytest.raises(AnalysisError, match="--against none: it takes 3 pairs of models that are known in both"):
-        none = Other("none", ["x"], np.ones((1, 1)), [])
         stage.analyze_reliability(replace(inputs, against=(none,)), RunDir(tmp_path), Settings())
 
 
