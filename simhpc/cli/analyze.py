@@ -33,6 +33,14 @@ def analyze(
             "architectures if this is not given.",
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN2",
+            help="Another run with the same models (by their keys), of another attack, say: are the matrices alike? "
+            "Repeatable.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,12 +81,16 @@ def analyze(
 
       simhpc analyze runs/imagenet69 --clusters 10
 
+      simhpc analyze runs/imagenet69 --against runs/imagenet69-eps4 --against runs/imagenet69-apgd
+
       simhpc analyze --similarity matrix.csv --components table.csv --out meaning
 
       simhpc analyze runs/demo --json | jq .importance.ranking
     """
     if (run_dir is None) == (similarity is None):
         raise SimhpcError("give either a run directory or --similarity, a matrix")
+    if against and run_dir is None:
+        raise SimhpcError("--against compares two run directories: give RUN, not --similarity")
     changes: dict[str, Any] = {}
     if clusters is not None:
         changes["clusters"] = _number_of_clusters(clusters)
@@ -92,7 +104,8 @@ def analyze(
     if run_dir is not None:
         run = open_run(run_dir)
         where = RunDir(out) if out is not None else run.dir
-        inputs = analysis_inputs.inputs_of_run(run, where, components)
+        others = [(str(path), open_run(path)) for path in against or ()]
+        inputs = analysis_inputs.inputs_of_run(run, where, components, others)
     else:
         assert similarity is not None
         inputs = analysis_inputs.inputs_of_files(similarity, components)
@@ -138,5 +151,24 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["clusters"]:
             apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
             line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")
+    if found := summary.get("ensembles"):
+        of_size = {each["size"]: each for each in found["trends"] if _is_of(each, "mean_sat", "error_reduction")}
+        for each in found["sizes"]:
+            gain, trend = each["mean_error_reduction"], of_size[each["size"]]
+            much = "unknown" if gain is None else f"{100 * gain:.1f} %"
+            line(f"ensembles:  of {each['size']}: error reduction {much} on average, against mean SAT {_rho(trend)}")
+    if found := summary.get("measures"):
+        for each in found["correlations"]:
+            if each["one"] == "sat":
+                line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
     for note in summary["notes"]:
         line(f"note: {note}")
+
+
+def _is_of(trend: dict[str, Any], predictor: str, outcome: str) -> bool:
+    return bool((trend["predictor"], trend["outcome"]) == (predictor, outcome))
+
+
+def _rho(found: dict[str, Any]) -> str:
+    low, high = _decimal(found["ci_low"]), _decimal(found["ci_high"])
+    return f"rank correlation {_decimal(found['rho'])} [{low}, {high}]"

@@ -174,7 +174,7 @@ def gather(run: Run, report: Report) -> Gathered:
     for b, model in enumerate(models):
         report(0, m, "model")
         try:
-            outlines[b] = _outline(run, model, next(iter(outlines.values()), None))
+            outlines[b] = checked_outline(run, model, next(iter(outlines.values()), None))
         except (MissingInputError, BadFileError) as error:
             problems.append(str(error))
     n_images = len(next(iter(outlines.values())).labels) if outlines else 0
@@ -237,7 +237,12 @@ def _readers() -> int:
     return min(4, cores)
 
 
-def _outline(run: Run, model: Model, first: Outline | None) -> Outline:
+def checked_outline(run: Run, model: Model, first: Outline | None) -> Outline:
+    """What a model's predictions say of clean images, checked to be of this run and of the image set of `first`.
+
+    Raises:
+        MissingInputError, BadFileError: there are none, or they are not.
+    """
     path = run.dir.predictions(model.key)
     found = predictions.outline(path)
     check_provenance(run, model, path, found.provenance)

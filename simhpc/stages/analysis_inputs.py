@@ -19,10 +19,27 @@ from simhpc.report.tables import write_csv
 from simhpc.rundir import Run, RunDir
 from simhpc.store import named_csv, similarity
 from simhpc.store.named_csv import NamedTable
-from simhpc.study import Analysis, Model
+from simhpc.store.similarity import SimilarityMatrix
+from simhpc.study import Analysis, Model, differences
 
 Settings = Analysis
 """Options of all analyses: the study's `[analysis]`."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A finished run to compare the matrix with (`--against`).
+
+    Attributes:
+        title: the folder as it was given.
+        names, sat: as in `Inputs`.
+        differences: of its study from the run's, for the models that both have, one line each.
+    """
+
+    title: str
+    names: list[str]
+    sat: NDArray[np.float64]
+    differences: list[str]
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Inputs:
         components: C values of each model that they are known of.
         notes, problems: what was found wrong with the input; a problem makes the exit code 1.
         run: the finished run that the matrix is of; None for a matrix from elsewhere.
+        against: other runs to compare it with.
     """
 
     title: str
@@ -47,6 +65,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     run: Run | None = None
+    against: tuple[Other, ...] = ()
 
     @property
     def families(self) -> list[str]:
@@ -64,7 +83,9 @@ class Outcome:
     notes: list[str]
 
 
-def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> Inputs:
+def inputs_of_run(
+    run: Run, out: RunDir, components_csv: Path | None = None, against: Sequence[tuple[str, Run]] = ()
+) -> Inputs:
     """The matrix of a finished run, and the components of its models.
 
     The components are read from the architectures, which takes a second or so each, and kept in
@@ -73,15 +94,14 @@ def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> 
     Args:
         out: where that file is.
         components_csv: a table to take in their place.
+        against: names of other runs, and these.
 
     Raises:
         MissingInputError, BadFileError: the run has no matrix, or a damaged one.
         AnalysisError: a table is wrong, or lacks a model.
     """
-    try:
-        matrix = similarity.load(run.dir.similarity)
-    except MissingInputError:
-        raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+    matrix = _matrix_of(run)
+    others = tuple(_other(run, name, other) for name, other in against)
     problems = [f"the matrix is incomplete: {problem}" for problem in matrix.problems]
     if components_csv is not None:
         table = named_csv.read_table(components_csv)
@@ -102,7 +122,25 @@ def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> 
         notes=[*matrix.notes],
         problems=problems,
         run=run,
+        against=others,
     )
+
+
+def _matrix_of(run: Run) -> SimilarityMatrix:
+    try:
+        return similarity.load(run.dir.similarity)
+    except MissingInputError:
+        raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+
+
+def _other(run: Run, name: str, other: Run) -> Other:
+    matrix = _matrix_of(other)
+    ours = [model.key for model in run.study.models if model.key in matrix.models]
+    here, there = (
+        each.study.model_copy(update={"name": "", "models": tuple(each.study.model(key) for key in ours)})
+        for each in (run, other)
+    )
+    return Other(name, matrix.models, matrix.sat, differences(here, there, names=("here", "there")))
 
 
 def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs:
