@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simhpc.analysis.reliability import spearman_brown
 from simhpc.errors import AnalysisError
 
 Floats = NDArray[np.float64]
@@ -262,7 +263,7 @@ def noise(measure: Measure) -> Noise:
     known = np.isfinite(values) & np.isfinite(errors)
     values, errors, nan = values[known], errors[known], float("nan")
     r = _correlation(measure.halves[:, :, upper[0], upper[1]][:, :, known])
-    reliability = 2.0 * r / (1.0 + r)
+    reliability = spearman_brown(r)
     images_for_95 = nan
     if np.isfinite(r):
         images_for_95 = measure.n_images * 19.0 * (1.0 - reliability) / reliability if r > 0 else float("inf")

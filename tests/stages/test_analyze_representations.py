@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 from tiny import execute_all
 
-from simhpc.analysis import similarity as sat_analysis
 from simhpc.errors import AnalysisError, BadFileError
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages import OPTIONAL_STAGES
 from simhpc.stages import analyze_representations as joint
 from simhpc.stages.analysis_inputs import Settings, inputs_of_run, made_from
 from simhpc.stages.task import Task, execute_task
-from simhpc.store import predictions, similarity
 from simhpc.store import representations as store
+from simhpc.store import similarity
 
 FILES = {"representations.csv", "representation_pairs.csv", "representations.json"}
 
@@ -126,22 +125,22 @@ def test_the_same_again_gives_the_same_bytes(stored, tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
 
 
-def test_halves_of_sat_are_those_of_the_predictions(stored):
-    """A half's SAT from the prediction files, image by image."""
-    keys = [model.key for model in stored.study.models]
-    found = joint._sat_halves(stored, [0, 2], 5)
-    loaded = {key: predictions.load(stored.dir.predictions(key)) for key in keys}
-    first = joint.analysis.halves(70, 5)[0]
-    for half, images in enumerate(first):
-        rates = []
-        for a, b in (("cnn", "vit"), ("vit", "cnn")):
-            labels = loaded[b].labels
-            common = [i for i in images if all(loaded[k].clean_pred[i] == labels[i] for k in (a, b))]
-            row = loaded[b].adv_pred[loaded[b].sources.index(a)]
-            rates.append(np.mean([row[i] != labels[i] for i in common]))
-        floor = stored.study.similarity.floor_percent
-        expected = sat_analysis.sat(np.array(np.mean(rates)), floor)
-        assert found[0, half, 0, 1] == pytest.approx(float(expected))
+def test_sat_of_halves_scatters_about_sat(stored):
+    names = ["vit", "cnn"]
+    found = joint._sat_halves(stored, names, 5)
+    assert found.shape[1:] == (2, 2, 2)
+    matrix = similarity.load(stored.dir.similarity)
+    at = [matrix.models.index(name) for name in names]
+    # Halves hold every image as often as the whole, but for the logarithm.
+    assert np.log(np.exp(found[:, :, 0, 1]).mean()) == pytest.approx(matrix.sat[at[0], at[1]], abs=0.15)
+    assert not np.array_equal(found[:, 0, 0, 1], found[:, 1, 0, 1])
+
+
+def test_without_predictions_the_reliability_of_sat_is_unknown(mine, tmp_path):
+    shutil.rmtree(mine.dir.predictions("cnn").parent)
+    _, outcome, _ = analyzed(mine, tmp_path)
+    assert math.isnan(outcome.result["noise"]["sat"]["reliability"])
+    assert outcome.result["noise"]["linear_cka"]["reliability"] > 0
 
 
 def test_models_of_which_nothing_is_stored_are_left_out(mine, tmp_path):
