@@ -85,7 +85,7 @@ ABOUT = {
     ),
     "reliability": About(
         "Reliability",
-        "How sure the matrix is: by number of images, between halves of them, and against the same study done otherwise.",
+        "How sure the matrix is: by number of images, between halves of them, and against the study done otherwise.",
         names={
             "n_images": "images",
             "widths": "Width of the confidence intervals by number of images",
