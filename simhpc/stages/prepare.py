@@ -5,6 +5,7 @@ Nothing is written before everything has been checked, and what a run directory 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -15,18 +16,16 @@ from typing import TYPE_CHECKING
 
 from simhpc import __version__, image_list
 from simhpc.errors import BadFileError, StudyError
-from simhpc.rundir import Run, RunDir, open_run
+from simhpc.rundir import Run, RunDir, frozen_text, open_run
 from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
 from simhpc.store.atomic import write_text
 from simhpc.store.checkpoint import file_sha256
-from simhpc.study import Model, Study, differences, dump_study, is_list_gone
+from simhpc.study import Model, Study, differences, is_list_gone
 from simhpc.zoo.registry import expected_top1_percent
 
 if TYPE_CHECKING:
     from simhpc.images import Source
-
-_HEADER = "# The frozen copy of the study that this run directory answers. Do not edit: make a new run instead.\n"
 
 
 def check(study: Study) -> Study:
@@ -134,10 +133,31 @@ class _Shown:
 
 
 def _read_frozen(run_dir: RunDir) -> _Frozen:
+    if run_dir.frozen.exists() and not run_dir.frozen.is_file():
+        raise BadFileError(f"{run_dir.frozen} cannot be read: it is not a file")
     try:
-        return _Frozen(**json.loads(run_dir.frozen.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        stated = json.loads(run_dir.frozen.read_text(encoding="utf-8"))
+        # Files of before have none.
+        checksum = stated.pop("sha256", None)
+        found = _Frozen(**stated)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadFileError(f"{run_dir.frozen} cannot be read: {error}") from None
+    if checksum is not None and checksum != _checksum(found):
+        raise BadFileError(f"{run_dir.frozen} is damaged or was edited: put it back as it was")
+    return found
+
+
+def _checksum(frozen: _Frozen) -> str:
+    return hashlib.sha256(json.dumps(asdict(frozen), sort_keys=True).encode()).hexdigest()
+
+
+def check_frozen(run: Run) -> str:
+    """Compare what stands beside the frozen study with its checksum; returns the identity of the image set.
+
+    Raises:
+        BadFileError: it is damaged, or is not there.
+    """
+    return _read_frozen(run.dir).images_sha256
 
 
 def _resolve(
@@ -263,9 +283,9 @@ def _write_list(ids: list[str], run_dir: RunDir) -> None:
 
 
 def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
-    write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
+    write_text(run_dir.frozen, json.dumps({**asdict(frozen), "sha256": _checksum(frozen)}, indent=1) + "\n")
     # Last: with this file the folder is a run directory.
-    write_text(run_dir.study, _HEADER + dump_study(study))
+    write_text(run_dir.study, frozen_text(study))
 
 
 def _versions() -> dict[str, str]:
