@@ -189,7 +189,7 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
         elif match := next(filter(None, (re.fullmatch(pattern, name) for pattern in _KINDS)), None):
             kind, maker = _KINDS[match.re.pattern]
             held.append(_Held(path, kind, maker, match.groupdict().get("model") or ""))
-        elif not _KNOWN.fullmatch(name):
+        elif not _KNOWN.fullmatch(name) and not (path.is_symlink() and path.is_dir()):
             notes.append(f"{_shown(name)} is none of simhpc's files: left alone")
     # What others are compared with comes first.
     order = list(verify_files.CHECKS)
@@ -202,7 +202,11 @@ def _walk(folder: Path) -> Iterator[Path]:
     Linked folders of the first level are entered: large ones are often kept on another disk.
     """
     for entry in sorted(folder.rglob("*")):
-        if not entry.is_dir() or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS):
+        if (
+            not entry.is_dir()
+            or entry.is_symlink()
+            or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS)
+        ):
             yield entry
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and entry.is_dir():

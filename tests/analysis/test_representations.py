@@ -30,9 +30,7 @@ def slow_hsic(x, y):
 def u_statistic(x, y):
     """The same as a mean over all ordered quadruples of different images: nothing to do with matrices."""
     k, q = x @ x.T, y @ y.T
-    found = [
-        k[s, t] * (q[s, t] + q[u, v] - 2 * q[s, u]) for s, t, u, v in itertools.permutations(range(len(x)), 4)
-    ]
+    found = [k[s, t] * (q[s, t] + q[u, v] - 2 * q[s, u]) for s, t, u, v in itertools.permutations(range(len(x)), 4)]
     return np.mean(found)
 
 
@@ -133,9 +131,9 @@ def test_huge_and_tiny_features_in_16_bits():
     expected = linear_cka([x, y], 0).values[0, 1]
     for scale in (1e-3, 1e3):
         assert linear_cka([(scale * x).astype(np.float16), y], 0).values[0, 1] == pytest.approx(expected, abs=5e-3)
-    assert linear_cka([(1e30 * x).astype(np.float32), (1e-30 * y).astype(np.float32)], 0).values[
-        0, 1
-    ] == pytest.approx(expected, abs=1e-4)
+    assert linear_cka([(1e30 * x).astype(np.float32), (1e-30 * y).astype(np.float32)], 0).values[0, 1] == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 def test_models_without_features_or_with_constant_ones_are_unknown():

@@ -53,9 +53,7 @@ def test_it_is_the_slope_of_the_loss():
     model, (shown, labels), found = network().double(), images(), found_of(network())
     pixels, step = shown.double() / 255, 1e-5
     along = found.unit.double() * step
-    change = [
-        functional.cross_entropy(model(pixels + sign * along), labels, reduction="none") for sign in (0.5, -0.5)
-    ]
+    change = [functional.cross_entropy(model(pixels + sign * along), labels, reduction="none") for sign in (0.5, -0.5)]
     np.testing.assert_allclose((change[0] - change[1]) / step, found.norms, rtol=2e-3)
 
 
