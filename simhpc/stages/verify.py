@@ -31,6 +31,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     rf"adversarial/{_MODEL}\.h5": ("adversarial", "attack"),
     rf"predictions/{_MODEL}\.h5": ("predictions", "evaluate"),
     rf"representations/{_MODEL}\.h5": ("representations", "representations"),
+    rf"answers/{_MODEL}-[0-9a-f]{{16}}\.h5": ("teacher's answers", "distill"),
     rf"partial/attack/{_MODEL}/[0-9a-f]{{16}}/\d{{7}}\.h5": ("attack part", "attack"),
     rf"partial/evaluate/{_MODEL}\.h5": ("partial predictions", "evaluate"),
     r"similarity\.h5": ("similarity", "aggregate"),
@@ -114,7 +115,7 @@ def verify(
             return verify(run, deep=deep, worker=own, report=report)
     held, notes, findings = _survey(run)
     faults: list[tuple[_Held, str, bool]] = []
-    known = {model.key for model in run.study.models} | {"", ALL}
+    known = {entry.key for entry in (*run.study.models, *run.study.students)} | {"", ALL}
     for file in held:
         name = _name(run, file.path)
         report(name)
@@ -249,6 +250,10 @@ class _Redoable:
         if maker == "images":
             return _can_be_drawn_again(run)
         entries = [entry for entry in run.study.models if entry.key == model]
+        if maker == "train" and (of_student := [s for s in run.study.students if s.key == model]):
+            return self("distill", of_student[0].teacher) and _all_exist(run, "distill", model)
+        if maker == "distill":  # a teacher's answers
+            return bool(entries) and self._has_images() and self._has_weights(entries[0])
         if maker == "train":
             return bool(entries) and self._has_images() and _all_exist(run, "train", model)
         if maker in ("attack", "representations"):
