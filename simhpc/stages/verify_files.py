@@ -335,10 +335,13 @@ def _text_file(_run: Run, path: Path, _model: str, _deep: bool) -> Faults:
 
 def _settings(run: Run, found: Any) -> Faults:
     """What provenance repeats of the study, besides the hashes."""
-    attack = json.dumps(run.study.attack.model_dump(mode="json"), sort_keys=True)
+    try:
+        attack = json.loads(found.attack)
+    except ValueError:
+        attack = found.attack
     entry = run.study.model(found.model)
     for name, have, want in (
-        ("attack", found.attack, attack),
+        ("attack", attack, run.study.attack.model_dump(mode="json")),
         ("seed", found.seed, run.study.seed),
         ("precision", found.precision, run.study.precision),
         ("timm_name", found.timm_name, entry.timm_name),
