@@ -51,6 +51,18 @@ class RunDir:
         """Folder of the batches of an attack that is not finished."""
         return self.root / "partial" / "attack" / model
 
+    def training_states(self, model: str) -> Path:
+        """Folder of the saved states of a training that is not finished."""
+        return self.root / "partial" / "train" / model
+
+    def training_log(self, model: str) -> Path:
+        """Loss and learning rate of every step of a training."""
+        return self.root / "metrics" / f"{model}.jsonl"
+
+    def tensorboard(self, model: str) -> Path:
+        """The same for TensorBoard, where that is installed."""
+        return self.root / "tensorboard" / model
+
     def partial_predictions(self, model: str) -> Path:
         """Predictions of an evaluation that is not finished."""
         return self.root / "partial" / "evaluate" / f"{model}.h5"

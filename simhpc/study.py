@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from simhpc import image_list
 from simhpc.errors import StudyError, nearest
 from simhpc.sections import Section, check_plain, explain, read_toml
+from simhpc.training_presets import PRESETS
 
 # Keys become file names, HDF5 names and job names, so they hold nothing that any of those would read.
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
@@ -81,27 +82,82 @@ class Images(Section):
 
 
 class Training(Section):
-    """How a model with `weights = "train"` is trained (timm's optimiser, scheduler, augmentation)."""
+    """How a model with `weights = "train"` is trained (timm's optimiser, scheduler, augmentation).
+
+    A key `preset` is read too: it fills in the keys that are not given (`training_presets`), and is gone then.
+    """
 
     images: str | None = None
     """Where training images come from; absent: all images of `images.source` that are not in the image set."""
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images per step of the optimiser, those of all processes and accumulated passes together."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Passes that each process divides its share of a step into, for memory's sake."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the training alone; weights, their average and the optimiser's state are float32 throughout."""
     optimizer: str = "adamw"
     """Any name of `timm.optim.list_optimizers()`."""
     lr: Annotated[float, Field(gt=0, le=1000)] = 1e-3
+    warmup_lr: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """Where the warm-up begins; absent: a hundredth of `lr`."""
+    min_lr: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Where the cosine ends."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest Euclidean norm of a step's gradient; 0: any."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    """Linear warm-up before the cosine decay to zero."""
+    """Linear warm-up before the cosine decay."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the average of the weights over steps, which is then what the model gets; 0: none, the last weights."""
+    loss: Literal["ce", "bce"] = "ce"
+    """Cross-entropy, or binary cross-entropy of every class against the rest."""
+    bce_target_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """With `bce`: targets above it count as 1, others as 0; 0: they stay as they are mixed and smoothed."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth, as timm's argument of that name; 0: the architecture's own default."""
     crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.7, 1.0)
     """Smallest and largest share of the image area that a random resized crop keeps."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333)
     """Smallest and largest aspect ratio of that crop."""
     hflip_prob: Fraction = 0.5
     auto_augment: str | None = None
-    """A timm policy such as `rand-m9-mstd0.5`."""
+    """A timm policy such as `rand-m9-mstd0.5`; empty: none, whatever a preset says."""
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Of the beta distribution that mixes pairs of images; 0: none. With `cutmix_alpha` too: each half of the time."""
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """The same for pasting a rectangle of one image into another."""
+    repeated_augmentation: Annotated[int, Field(ge=1)] = 1
+    """How often an epoch shows each image that it shows; it shows this many times fewer of them."""
     random_erasing_prob: Fraction = 0.0
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "const"
+    """What an erased rectangle is filled with: zeros, one random colour, or noise."""
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _passes_are_whole(self) -> Self:
+        if self.batch_size % self.images_at_least(1):
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be divided into accumulation = {self.accumulation} equal passes"
+                f"{', of pairs to be mixed' if self.mixes else ''}: make it a multiple of {self.images_at_least(1)}"
+            )
+        if self.bce_target_threshold and self.loss != "bce":
+            raise ValueError('bce_target_threshold goes with loss = "bce" only')
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other (mixup, cutmix)."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    def images_at_least(self, processes: int) -> int:
+        """What the images of a step have to be a multiple of, for so many processes to share it: pairs are mixed."""
+        return self.accumulation * processes * (2 if self.mixes else 1)
 
     @field_validator("images")
     @classmethod
@@ -257,10 +313,22 @@ class Model(Section):
 
     def sha256(self) -> str:
         """Identity of everything that this entry lets enter a result."""
-        return _sha256_of(self.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT))
+        entry = self.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT)
+        if self.training is not None:
+            entry["training"] = {
+                key: value
+                for key, value in entry["training"].items()
+                if key in _FIRST_TRAINING_KEYS or value != Training.model_fields[key].default
+            }
+        return _sha256_of(entry)
 
 
 _NO_PART_OF_A_RESULT = {"expected_top1_percent"}
+# Keys that came later count only where they say something: models that were trained before keep their identity.
+_FIRST_TRAINING_KEYS = {
+    *("images", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "label_smoothing"),
+    *("crop_scale", "crop_ratio", "hflip_prob", "auto_augment", "random_erasing_prob"),
+}
 
 
 class Attack(Section):
@@ -318,6 +386,10 @@ class Resources(Section):
     """Images at once; a task halves it for itself as often as memory runs out."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """A mode of `torch.compile` (the last two use CUDA graphs); needs a C++ compiler where tasks run."""
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode and augment training images, beside each process that trains; 0: it does so itself."""
+    save_every_s: Annotated[float, Field(ge=0)] = 300.0
+    """How often a training saves where it is, in seconds; less often where saving is slow."""
 
 
 class Boosting(Section):
@@ -536,18 +608,33 @@ def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
         raise StudyError(f"{where}: models: each model is a table of its own that begins with [[models]], not [models]")
     if not isinstance(models, list) or not isinstance(shared, dict):
         return raw
+    shared = _with_preset(shared, f"{where}: training")
     merged = []
     for model in models:
         if isinstance(model, dict) and model.get("weights") == "train":
             own = model.get("training", {})
-            model = {**model, "training": {**shared, **own} if isinstance(own, dict) else own}
+            if isinstance(own, dict):
+                own = {**shared, **_with_preset(own, f"{where}: models.{model.get('key', '?')}.training")}
+            model = {**model, "training": own}
         elif isinstance(model, dict) and "training" in model:
             raise StudyError(
                 f'models.{model.get("key", "?")}.training: only a model with weights = "train" has one, '
                 f"this one has weights = {model.get('weights')!r}"
             )
         merged.append(model)
-    return {**raw, "models": merged}
+    return {**raw, "models": merged} | ({"training": shared} if "training" in raw else {})
+
+
+def _with_preset(training: dict[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a preset under those of the table that names it."""
+    if "preset" not in training:
+        return training
+    name = training["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise StudyError(
+            f"{where}.preset: there is no {name!r}{nearest(str(name), list(PRESETS))}; there are {', '.join(PRESETS)}"
+        )
+    return {**PRESETS[name], **{key: value for key, value in training.items() if key != "preset"}}
 
 
 def _with_list_counted(raw: dict[str, Any], base: Path, held: Images | None) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def submit(
         run = prepare(study, root, dry_run=dry_run)
     tell(map(substitution, run.study.models))
     models = control.chosen_models(run, only) if only else None
+    submission.check_shares(run, stages, profile, str(profile_file))
     needed = study.resources.threads_per_task
     for name in stages:
         if profile.resources(name).cpus_per_task < needed and name != "aggregate":

@@ -34,10 +34,10 @@ _OURS = {
     "job-name": None,
     "kill-on-invalid-dep": None,
     "mem": "mem_gb",
-    "nodes": None,
+    "nodes": "nodes",
     "no-requeue": None,
     "ntasks": None,
-    "ntasks-per-node": None,
+    "ntasks-per-node": "tasks_per_node",
     "open-mode": None,
     "parsable": None,
     "quiet": None,
@@ -65,9 +65,14 @@ class StageResources(Section):
     """Time limit of one task in minutes. A task that saves its work goes on after it, in a new job slot."""
     signal_delay_s: Annotated[int, Field(ge=1)] | None = None
     """How long before the limit a task is told to save and requeue; default: 15 s per minute of limit, at most 120."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes of one task; only a training can use more than one."""
+    tasks_per_node: Annotated[int, Field(ge=1)] = 1
+    """Processes of one task on each of its nodes, in Slurm's words tasks: those that train one model together."""
     cpus_per_task: Annotated[int, Field(ge=1)] = 1
+    """Cores of each process."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of one task in GiB; absent: the cluster's default."""
+    """Memory of one task on each of its nodes, in GiB; absent: the cluster's default."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     gres: Word | None = None
     """Generic resources instead of `gpus_per_node`, as in `gpu:a100:1`."""
@@ -95,6 +100,10 @@ class StageResources(Section):
     def _fits_together(self) -> Self:
         if self.gres is not None and self.gpus_per_node:
             raise ValueError("set gres or gpus_per_node, not both")
+        if 0 < self.gpus_per_node < self.tasks_per_node:
+            raise ValueError(
+                f"tasks_per_node = {self.tasks_per_node} processes cannot share gpus_per_node = {self.gpus_per_node}"
+            )
         if self.delay_s >= self.timeout_min * 60:
             raise ValueError(
                 f"signal_delay_s = {self.signal_delay_s} is not less than timeout_min = {self.timeout_min}: "
@@ -106,6 +115,11 @@ class StageResources(Section):
     def delay_s(self) -> int:
         """`signal_delay_s`, or its default."""
         return min(120, 15 * self.timeout_min) if self.signal_delay_s is None else self.signal_delay_s
+
+    @property
+    def processes(self) -> int:
+        """Of one task, on all its nodes."""
+        return self.nodes * self.tasks_per_node
 
     @property
     def asks_for_gpu(self) -> bool:
@@ -194,6 +208,16 @@ class Profile(Section):
     retry: Retry = Retry()
     container: Container | None = None
     """Absent: tasks run in the environment that they are submitted from."""
+
+    @model_validator(mode="after")
+    def _only_trainings_are_shared(self) -> Self:
+        for stage in STAGES:
+            if stage != "train" and self.resources(stage).processes > 1:
+                raise ValueError(
+                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train], not into "
+                    "[defaults]"
+                )
+        return self
 
     def resources(self, stage: str) -> StageResources:
         """What one of `stages.ALL_STAGES` gets."""

@@ -326,19 +326,22 @@ class _Estimator:
         shown = settings.epochs * (available // batch if batch else 0) * batch
         judged = padded(self._study.images.n, self._study.resources.batch_size)
         flops = (_TRAINING_FORWARDS * shown + judged) * cost.forward_flops
-        seconds = None
+        seconds = step_s = None
         if (speed := self._speed(model)) is not None:
             seconds = speed.start_s + shown * speed.training_s + judged * speed.forward_s
+            # Between two steps it can be saved; of the rest, nothing.
+            step_s = speed.start_s + batch * speed.training_s + judged * speed.forward_s
         side = _side(model)
         clean_bytes = self._study.images.n * pixels(side)
-        network_bytes = 4 * cost.weight_bytes  # with gradients, and the optimiser's two moments
-        batch_bytes = batch * (cost.training_bytes + cost.forward_bytes)
+        # With gradients, the optimiser's two moments and the average.
+        network_bytes = (5 if settings.ema_decay else 4) * cost.weight_bytes
+        batch_bytes = -(-batch // settings.accumulation) * (cost.training_bytes + cost.forward_bytes)
         written = checkpoint_bytes(cost)
         return self._task(
             task,
             flops=flops,
             seconds=seconds,
-            step_s=seconds,
+            step_s=step_s,
             host=self._chosen_bytes() + 2 * clean_bytes + cost.weight_bytes,
             weights=network_bytes,
             activations=batch_bytes,

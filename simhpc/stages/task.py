@@ -18,6 +18,10 @@ ALL = "_all"
 """The model of a task that concerns every model at once; no model key starts with an underscore."""
 
 
+PROCESSES = "SIMHPC_PROCESSES"
+"""The variable that says how many processes do this task together; torch's own (RANK, MASTER_ADDR) say the rest."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One stage for one model (or `ALL`)."""
@@ -42,6 +46,7 @@ def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
     Returns:
         The stage's summary: names to numbers or strings; empty if the task was done already.
     """
+    os.environ.pop(PROCESSES, None)
     run = open_run(Path(run_dir))
     return execute(run, Task(stage, model), ProgressFile(run.dir.progress(stage, model)))
 
