@@ -26,6 +26,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
+from simhpc.analysis.resampling import model_weights, pair_means
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -323,33 +324,23 @@ def _means(similarity: Matrix, coded: Codes) -> tuple[Codes, Matrix, Codes, Matr
 def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -> tuple[Matrix, Matrix, Matrix]:
     """Intervals of mean SAT same minus different, over models: the percentile bootstrap.
 
-    N models are drawn with replacement; a pair of models drawn w_i and w_j times counts w_i * w_j times. Copies of one
-    model are no pair. So every mean is a quotient of two quadratic forms in w.
+    See `resampling`.
 
     Returns:
         lower and upper ends (C,), and the share of resamples (C,) that had both kinds of pairs; the others are
         left out. NaN where none had.
     """
     n = len(similarity)
-    random = np.random.default_rng(derive_seed(settings.seed, "importance models"))
-    weights = random.multinomial(n, np.full(n, 1.0 / n), size=settings.resamples).astype(np.float64)
+    weights = model_weights(n, settings.resamples, settings.seed)
     known = np.isfinite(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(known, similarity, 0.0)
     low, high, defined = (np.full(coded.shape[1], np.nan) for _ in range(3))
     tail = (1.0 - settings.confidence) / 2.0
     for c, column in enumerate(coded.T):
         is_same = column[:, None] == column
-        same, different = (_weighted_mean(weights, filled, known & which) for which in (is_same, ~is_same))
+        same, different = (pair_means(weights, filled, known & which) for which in (is_same, ~is_same))
         drawn = (same - different)[np.isfinite(same - different)]
         defined[c] = len(drawn) / settings.resamples
         if len(drawn):
             low[c], high[c] = np.quantile(drawn, [tail, 1.0 - tail])
     return low, high, defined
-
-
-def _weighted_mean(weights: Matrix, filled: Matrix, which: NDArray[np.bool_]) -> Matrix:
-    """Mean of the marked pairs in each resample: (B,), NaN where there is none. `weights` (B, N)."""
-    total = np.einsum("bi,bi->b", weights @ which, weights)
-    summed = np.einsum("bi,bi->b", weights @ np.where(which, filled, 0.0), weights)
-    mean: Matrix = np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0)
-    return mean

@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 BATCH = 250
 """Images of a batch of CKA, about."""
 
-_FEWEST_BATCHES = 8
+_FEWEST_BATCHES, _SMALLEST_BATCH = 8, 20
+_SPLITS = 50
 _FEWEST_IMAGES = 5
 
 
@@ -61,7 +62,7 @@ def _cosines(gradients: NDArray[Any]) -> NDArray[np.float32]:
     return cosines
 
 
-def mean_cosine(cosines: NDArray[np.float32], seed: int, splits: int = 100) -> Measure:
+def mean_cosine(cosines: NDArray[np.float32], seed: int) -> Measure:
     """Mean over images; the standard error is the standard deviation over images by the root of their number.
 
     Args:
@@ -86,11 +87,11 @@ def mean_cosine(cosines: NDArray[np.float32], seed: int, splits: int = 100) -> M
             half: Floats = values[part].sum(0) / known[part].sum(0)
             return half
 
-        halves = [(of(one), of(two)) for one, two in _halves(n, seed, splits)]
-    return Measure(mean, errors, n, _stacked(halves, mean.shape))
+        split = [(of(one), of(two)) for one, two in halves(n, seed)]
+    return Measure(mean, errors, n, _stacked(split, mean.shape))
 
 
-def linear_cka(features: Iterable[NDArray[Any]], seed: int, *, batch: int = BATCH, splits: int = 100) -> Measure:
+def linear_cka(features: Iterable[NDArray[Any]], seed: int, *, batch: int = BATCH) -> Measure:
     """Linear centred kernel alignment of M models' features, without the bias of small samples.
 
     CKA(X, Y) = HSIC(XX', YY') / sqrt(HSIC(XX', XX') HSIC(YY', YY')) (Kornblith et al. 2019). HSIC is the unbiased
@@ -136,26 +137,26 @@ def linear_cka(features: Iterable[NDArray[Any]], seed: int, *, batch: int = BATC
             mean += step / n
             squares += step * (left_out - mean)
     errors = np.sqrt(squares * (n - 1) / n)
-    halves = [(_ratio(hsic[one].mean(0)), _ratio(hsic[two].mean(0))) for one, two in _halves(len(sums), seed, splits)]
-    return Measure(values, errors, n, _stacked(halves, values.shape))
+    split = [(_ratio(hsic[one].mean(0)), _ratio(hsic[two].mean(0))) for one, two in halves(len(sums), seed)]
+    return Measure(values, errors, n, _stacked(split, values.shape))
 
 
 def _batches(n: int, batch: int, seed: int) -> list[NDArray[np.intp]]:
     """Random batches of nearly one size; if need be smaller ones, so that there are some to make halves of."""
     if n < _FEWEST_IMAGES:
         raise AnalysisError(f"CKA needs {_FEWEST_IMAGES} images at least, there are {n}")
-    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _FEWEST_IMAGES))
+    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _SMALLEST_BATCH))
     return np.array_split(np.random.default_rng(seed).permutation(n), n_batches)
 
 
 def _centred(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Less their mean, and scaled so that their squares are neither too large nor too small: CKA knows no scale."""
+    """Less their mean, and scaled to a mean square length of 1, which keeps products in range: CKA knows no scale."""
     rows = features.astype(np.float32)
     rows -= rows.mean(0, dtype=np.float64).astype(np.float32)
     largest = np.abs(rows).max(initial=0.0)
     if largest > 0:
         rows /= largest
-        rows /= np.sqrt(np.square(rows, dtype=np.float64).sum() / len(rows)).astype(np.float32)
+        rows /= np.float32(np.sqrt(np.einsum("nd,nd->n", rows, rows).mean(dtype=np.float64)))
     return rows
 
 
@@ -215,11 +216,12 @@ def _ratio(hsic: Floats) -> Floats:
     return ratio
 
 
-def _halves(n: int, seed: int, splits: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def halves(n: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Ways to halve n images, at random; an odd one is in neither half."""
     if n < 2:
         return []
     random = np.random.default_rng(seed)
-    shuffled = [random.permutation(n) for _ in range(splits)]
+    shuffled = [random.permutation(n) for _ in range(_SPLITS)]
     return [(order[: n // 2], order[n // 2 : n // 2 * 2]) for order in shuffled]
 
 
@@ -236,13 +238,12 @@ class Noise:
         n_images: that the measure is from.
         mean: over pairs.
         spread: standard deviation over pairs.
-        error: root mean square of the standard errors.
-        reliability: share of the variance over pairs that is not error, 1 - error^2 / spread^2; below 0 where the
-            errors explain more than there is.
-        split_half: correlation over pairs of the two halves, mean r over the splits, brought to the whole by Spearman
-            and Brown's formula 2 r / (1 + r); NaN without halves.
-        images_for_95: images that a reliability of 0.95 would take, if each one more tells as much as those did;
-            infinite where nothing but error is seen.
+        error: root mean square of the standard errors. It holds what an image does to all pairs alike, too, which the
+            reliability does not.
+        reliability: correlation over pairs of the values from two halves of the images, mean r over the ways to halve
+            them, brought to all images by Spearman and Brown's formula 2 r / (1 + r); NaN without halves.
+        images_for_95: images that a reliability of 0.95 would take, by the same formula; infinite where r is not above
+            0, or NaN.
     """
 
     n_pairs: int
@@ -251,42 +252,36 @@ class Noise:
     spread: float
     error: float
     reliability: float
-    split_half: float
     images_for_95: float
 
 
 def noise(measure: Measure) -> Noise:
-    """Weigh the standard errors of a measure against the spread of its values."""
+    """Weigh what the choice of images does to a measure against the spread of its values."""
     upper = np.triu_indices(len(measure.values), 1)
     values, errors = measure.values[upper], measure.std_errors[upper]
     known = np.isfinite(values) & np.isfinite(errors)
-    values, errors = values[known], errors[known]
-    nan, n = float("nan"), len(values)
-    if n < 2:
-        return Noise(n, measure.n_images, float(values.mean()) if n else nan, nan, nan, nan, nan, nan)
-    spread, error = float(values.std(ddof=1)), float(np.sqrt(np.square(errors).mean()))
-    reliability = 1.0 - (error / spread) ** 2 if spread > 0 else nan
-    # Reliability is true / (true + error / images), the error that of one image.
-    true = spread**2 - error**2
-    wanted = measure.n_images * error**2 * 0.95 / 0.05 / true if true > 0 else float("inf")
+    values, errors, nan = values[known], errors[known], float("nan")
+    r = _correlation(measure.halves[:, :, upper[0], upper[1]][:, :, known])
+    reliability = 2.0 * r / (1.0 + r)
+    images_for_95 = nan
+    if np.isfinite(r):
+        images_for_95 = measure.n_images * 19.0 * (1.0 - reliability) / reliability if r > 0 else float("inf")
     return Noise(
-        n_pairs=n,
+        n_pairs=len(values),
         n_images=measure.n_images,
-        mean=float(values.mean()),
-        spread=spread,
-        error=error,
+        mean=float(values.mean()) if len(values) else nan,
+        spread=float(values.std(ddof=1)) if len(values) > 1 else nan,
+        error=float(np.sqrt(np.square(errors).mean())) if len(values) else nan,
         reliability=reliability,
-        split_half=_split_half(measure.halves[:, :, upper[0], upper[1]][:, :, known]),
-        images_for_95=wanted if spread > 0 else nan,
+        images_for_95=images_for_95,
     )
 
 
-def _split_half(halves: Floats) -> float:
-    """Of (S, 2, P)."""
+def _correlation(halves: Floats) -> float:
+    """Mean over the splits of (S, 2, P); NaN if there is none with three pairs that differ."""
     found = []
     for one, two in halves:
         both = np.isfinite(one) & np.isfinite(two)
         if both.sum() > 2 and one[both].std() > 0 and two[both].std() > 0:
             found.append(float(np.corrcoef(one[both], two[both])[0, 1]))
-    r = float(np.mean(found)) if found else float("nan")
-    return 2.0 * r / (1.0 + r)
+    return float(np.mean(found)) if found else float("nan")

@@ -138,5 +138,24 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["clusters"]:
             apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
             line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")
+    if found := summary.get("ensembles"):
+        of_size = {each["size"]: each for each in found["trends"] if _is_of(each, "mean_sat", "error_reduction")}
+        for each in found["sizes"]:
+            gain, trend = each["mean_error_reduction"], of_size[each["size"]]
+            much = "unknown" if gain is None else f"{100 * gain:.1f} %"
+            line(f"ensembles:  of {each['size']}: error reduction {much} on average, against mean SAT {_rho(trend)}")
+    if found := summary.get("measures"):
+        for each in found["correlations"]:
+            if each["one"] == "sat":
+                line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
     for note in summary["notes"]:
         line(f"note: {note}")
+
+
+def _is_of(trend: dict[str, Any], predictor: str, outcome: str) -> bool:
+    return bool((trend["predictor"], trend["outcome"]) == (predictor, outcome))
+
+
+def _rho(found: dict[str, Any]) -> str:
+    low, high = _decimal(found["ci_low"]), _decimal(found["ci_high"])
+    return f"rank correlation {_decimal(found['rho'])} [{low}, {high}]"

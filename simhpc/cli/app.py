@@ -27,6 +27,7 @@ from simhpc.cli import (
     run,
     status,
     submit,
+    suggest_ensemble,
     validate,
 )
 from simhpc.cli.console import errors
@@ -52,6 +53,7 @@ app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
 app.command("analyze")(analyze.analyze)
+app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
 app.command("report")(report.report)
 
 _debug = False

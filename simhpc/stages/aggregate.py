@@ -84,7 +84,7 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     """Compute the matrix of a run from its prediction files, without writing anything."""
     inputs_sha256 = _inputs(run)
     models, settings = run.study.models, run.study.similarity
-    gathered = _gather(run, report)
+    gathered = gather(run, report)
     counts = analysis.count_pairs(gathered.correct, gathered.fooled, gathered.measured)
     # Without its own predictions a model has no X_A, so nothing is known of what it has in common with others.
     known = gathered.predicted[:, None] & gathered.predicted
@@ -146,7 +146,7 @@ def _names(models: Sequence[Model], which: Flags) -> str:
 
 
 @dataclass(frozen=True)
-class _Gathered:
+class Gathered:
     """Per-image outcomes of all models, as bits: (M, M, N / 8) bytes are all that M files leave in memory.
 
     Attributes:
@@ -166,7 +166,7 @@ class _Gathered:
     problems: list[str]
 
 
-def _gather(run: Run, report: Report) -> _Gathered:
+def gather(run: Run, report: Report) -> Gathered:
     """Read each file twice: first what it says of clean images, for all of them tell what each had to be shown."""
     models, m = run.study.models, len(run.study.models)
     problems: list[str] = []
@@ -174,7 +174,7 @@ def _gather(run: Run, report: Report) -> _Gathered:
     for b, model in enumerate(models):
         report(0, m, "model")
         try:
-            outlines[b] = _outline(run, model, next(iter(outlines.values()), None))
+            outlines[b] = checked_outline(run, model, next(iter(outlines.values()), None))
         except (MissingInputError, BadFileError) as error:
             problems.append(str(error))
     n_images = len(next(iter(outlines.values())).labels) if outlines else 0
@@ -228,7 +228,7 @@ def _gather(run: Run, report: Report) -> _Gathered:
             problems.append(f"{path} covers an older attack of {names}: run the evaluate stage")
         if names := _names(models, misshown[:, b]):
             problems.append(f"{path}: the images shown of {names} are not X_AB; delete it and run the evaluate stage")
-    return _Gathered(n_images, correct, fooled, measured, predicted, problems)
+    return Gathered(n_images, correct, fooled, measured, predicted, problems)
 
 
 def _readers() -> int:
@@ -237,7 +237,12 @@ def _readers() -> int:
     return min(4, cores)
 
 
-def _outline(run: Run, model: Model, first: Outline | None) -> Outline:
+def checked_outline(run: Run, model: Model, first: Outline | None) -> Outline:
+    """What a model's predictions say of clean images, checked to be of this run and of the image set of `first`.
+
+    Raises:
+        MissingInputError, BadFileError: there are none, or they are not.
+    """
     path = run.dir.predictions(model.key)
     found = predictions.outline(path)
     check_provenance(run, model, path, found.provenance)

@@ -22,6 +22,11 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_ensembles import analyze_ensembles
+from simhpc.stages.analyze_measures import analyze_measures
+from simhpc.stages.analyze_representations import analyze_representations
+from simhpc.stages.analyze_strategies import analyze_strategies
+from simhpc.stages.found_clusters import clusters_of, options_of
 from simhpc.store import similarity
 
 
@@ -57,7 +62,8 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
         except (AnalysisError, BadFileError, MissingInputError) as error:
             problems.append(f"{name}: {error}")
             continue
-        summary[name] = outcome.result
+        if outcome.result:
+            summary[name] = outcome.result
         files += outcome.files
         notes += [f"{name}: {note}" for note in outcome.notes]
     if inputs.run is not None and inputs.columns and out.root == inputs.run.dir.root:
@@ -95,8 +101,7 @@ def analyze_importance(inputs: Inputs, out: RunDir, settings: Settings) -> Outco
 
 def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome:
     """Which models are alike: `clusters.csv`, `.json`, `coassignment.csv`, `cluster_components.csv`, the figure."""
-    options = clustering.Settings(k=settings.clusters, seed=settings.seed)
-    found = clustering.clusters(inputs.sat, options)
+    options, found = options_of(settings), clusters_of(inputs, settings)
     names, notes = inputs.names, [*found.notes]
     if len(found.left_out):
         left_out = ", ".join(names[position] for position in found.left_out)
@@ -122,11 +127,15 @@ def analyze_clusters(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
 ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
+    "strategies": analyze_strategies,
+    "ensembles": analyze_ensembles,
+    "measures": analyze_measures,
+    "representations": analyze_representations,
 }
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
-_NEED_A_RUN: set[str] = set()
+_NEED_A_RUN = {"ensembles", "measures", "representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:

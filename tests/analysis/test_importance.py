@@ -169,7 +169,7 @@ def test_bootstrap_equals_drawing_models_one_by_one():
     matrix = planted(values, 0, 1.0)
     matrix[0, 3] = matrix[3, 0] = np.nan
     settings = replace(FAST, resamples=60, confidence=0.8)
-    weights = np.random.default_rng(derive_seed(0, "importance models")).multinomial(n, np.full(n, 1 / n), size=60)
+    weights = np.random.default_rng(derive_seed(0, "models")).multinomial(n, np.full(n, 1 / n), size=60)
     low, high, defined = imp.bootstrap_difference(matrix, imp.codes(values), settings)
     for column in range(2):
         differences = []

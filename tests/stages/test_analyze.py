@@ -18,8 +18,14 @@ from simhpc.stages import analyze as stage
 from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 
-TABLES = {"importance.csv", "importance.json", "clusters.csv", "clusters.json", "coassignment.csv"}
-FIGURES = {f"{name}.{suffix}" for name in ("importance", "clusters") for suffix in ("svg", "png")}
+OF_ALL = ("importance", "clusters", "strategies")
+TABLES = {f"{name}.{suffix}" for name in OF_ALL for suffix in ("csv", "json")} | {"coassignment.csv"}
+FIGURES = {f"{name}.{suffix}" for name in OF_ALL for suffix in ("svg", "png")}
+NOTHING_TO_COMPARE = "strategies: all pairs differ in architecture: there is nothing to compare them with"
+NEED_A_RUN = [
+    f"{name}: not done, because it needs the predictions of a run, not only its matrix"
+    for name in ("ensembles", "measures", "representations")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +59,18 @@ def files(root, folder):
 
 def test_everything_is_written_and_listed(tmp_path):
     summary, begun = analyzed(planted(), tmp_path)
-    assert begun == ["importance", "clusters"]
+    assert begun == list(OF_ALL)
     assert files(tmp_path, "analysis") == TABLES | {"cluster_components.csv"}
     assert files(tmp_path, "figures") == FIGURES
     assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | {"cluster_components.csv"} | FIGURES
-    assert summary["problems"] == summary["notes"] == []
+    assert summary["problems"] == []
+    assert summary["notes"] == [NOTHING_TO_COMPARE, *NEED_A_RUN]
     assert summary["importance"]["ranking"][0] == "Base"
     assert summary["clusters"]["n_clusters"] == 3
     for each in summary["clusters"]["clusters"]:
         assert each["set_apart_by"] == [f"Base=base {each['cluster'] - 1}"]
         assert len(each["models"]) == 4
-    for name in ("importance", "clusters"):
+    for name in OF_ALL:
         assert json.loads((tmp_path / "analysis" / f"{name}.json").read_text()) == summary[name]
         assert analysis_inputs.made_from(planted()).items() <= summary[name].items()
     words = list(csv.DictReader((tmp_path / "analysis" / "cluster_components.csv").open()))
@@ -105,12 +112,14 @@ def test_without_components_only_what_needs_none(tmp_path):
     analyzed(planted(), tmp_path)
     inputs = replace(planted(), columns=[], components={})
     summary, begun = analyzed(inputs, tmp_path / "none")
-    assert begun == ["clusters"]
+    assert begun == ["clusters", "strategies"]
     assert files(tmp_path / "none", "analysis") == TABLES - {"importance.csv", "importance.json"}
     assert summary["problems"] == []
     assert summary["notes"] == [
         "importance: not done, because it needs components of the models (--components)",
         "clusters: which components set them apart is not known without components of the models (--components)",
+        NOTHING_TO_COMPARE,
+        *NEED_A_RUN,
     ]
     # A table of an earlier time would belong to other clusters.
     analyzed(inputs, tmp_path)
@@ -122,7 +131,7 @@ def test_two_models_one_problem_each_and_no_crash(tmp_path):
     two = replace(inputs, names=inputs.names[:2], sat=inputs.sat[:2, :2])
     summary, _ = analyzed(two, tmp_path)
     assert [problem.partition(":")[0] for problem in summary["problems"]] == ["importance", "clusters"]
-    assert summary["files"] == []
+    assert {path.rpartition("/")[2].partition(".")[0] for path in summary["files"]} == {"strategies"}
 
 
 def test_an_analysis_that_cannot_be_done_stops_no_other(tmp_path):
@@ -165,6 +174,7 @@ def test_a_run_and_its_components(copied: Run, monkeypatch):
     summary, _ = analyzed(inputs, copied.dir.root)
     assert summary["problems"] == []
     assert summary["models"] == 3
+    assert {"ensembles", "measures"} < set(summary)
     # The heatmap now has the families' colours, and keeps them when the matrix is made again.
     coloured = copied.dir.heatmap.read_bytes()
     assert coloured != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class States:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
+            with zipfile.ZipFile(path) as archive:
+                # torch reads over a wrong checksum.
+                if (wrong := archive.testzip()) is not None:
+                    raise BadFileError(f"the checksum of {wrong} in it is wrong")
             # Tensors and plain values: nothing that a file could make this process execute.
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch each have their own for damage
