@@ -56,7 +56,7 @@ def timed(name, owner, function):
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - before_s
     setattr(owner, function, clocked)
 
-timed("reading and checks", stage, "_gather")
+timed("reading and checks", stage, "gather")
 timed("counts", analysis, "count_pairs")
 timed("intervals", analysis, "bootstrap_intervals")
 for table in ("write_similarity", "write_pairs", "write_models"):
@@ -142,6 +142,8 @@ def write_predictions(root: Path, study: Study, b: int) -> None:
         labels=synthetic.labels,
         clean_pred=np.where(synthetic.correct[b], synthetic.labels, (synthetic.labels + 1) % CLASSES).astype(np.int32),
         clean_margin=np.zeros(study.images.n, dtype=np.float16),
+        # Aggregation does not read them; of all classes they would be 10 GB for 1,000 models.
+        clean_probabilities=np.zeros((study.images.n, 1), dtype=np.float16),
         sources=[other.key for other in study.models],
         source_sha256=[f"{k:064x}" for k in range(len(study.models))],
         adv_pred=pred,

@@ -154,7 +154,7 @@ def _loop(run: Run, target: Model, options: Options, answers: dict[str, Answers]
     weights = target.checkpoint_path if not target.is_trained_here else run.dir.checkpoint(target.key)
     model.load_state_dict(timm.models.load_state_dict(str(weights)))
     model.eval().to(options.device)
-    clean_pred, _ = adversarial.load_clean(run.dir.adversarial(target.key))
+    clean_pred = adversarial.load_clean(run.dir.adversarial(target.key))[0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (target.data.mean, target.data.std))
     found: Answers = {}
     for source in run.study.models:

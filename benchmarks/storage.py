@@ -113,6 +113,7 @@ def _write_ours(path: Path, images: Images) -> None:
         index=np.arange(n, dtype=np.int32),
         clean_pred=np.zeros(n, dtype=np.int32),
         clean_margin=np.ones(n, dtype=np.float16),
+        clean_probabilities=np.ones((n, 1), dtype=np.float16),
         adv_pred=np.ones(n, dtype=np.int32),
         n_fooled=n,
     ).save(path)

@@ -41,6 +41,7 @@ ONLY = {
     "pyarrow": {"images"},
     "pydantic": {"cluster", "sections", "study"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 
 

@@ -64,6 +64,13 @@ def test_demo_has_the_designs_that_it_promises():
         ({"similarity": {"floor_percent": float("nan")}}, "similarity.floor_percent"),
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"crop_scale": [1.0, 0.5]}}, "must not exceed"),
+        ({"analysis": {"clusters": 1}}, "analysis.clusters: Input should be greater than or equal to 2 (given: 1)"),
+        ({"analysis": {"cluster": 3}}, "analysis.cluster: unknown key; did you mean 'clusters'?"),
+        ({"analysis": {"encoding": "one-hot"}}, "'same-different' or 'value-pairs' (given: 'one-hot')"),
+        ({"analysis": {"boosting": {"depth": 3}}}, "analysis.boosting.depth: unknown key"),
+        ({"analysis": {"boosting": {"learning_rate": 0.0}}}, "analysis.boosting.learning_rate"),
+        ({"analysis": {"ensemble_sizes": [1, 2]}}, "analysis.ensemble_sizes.1"),
+        ({"analysis": {"ensemble_sizes": []}}, "analysis.ensemble_sizes"),
         ({"resources": {"device": "gpu"}}, "'auto', 'cpu' or 'cuda' (given: 'gpu')"),
         ({"seed": -1}, "seed: "),
         ({"name": "../escape"}, "letters, digits"),
@@ -96,6 +103,42 @@ def test_every_error_names_the_key_and_what_is_allowed(change, expected):
 def test_errors_in_a_model(model, expected):
     base = {"key": "m", "timm": "resnet18", "weights": "train", "data": DATA}
     assert expected in problem(tiny(models=[{**base, **model}]))
+
+
+def strategy(**changes):
+    return {"name": "inits", "differs": "initialisation", "models": ["cnn", "vit"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("strategies", "expected"),
+    [
+        (
+            [strategy(models=["cnn", "vitt"])],
+            "strategies.1 ('inits'): the study has no model 'vitt'; did you mean 'vit'",
+        ),
+        ([strategy(differs="init")], "strategies.1.differs: Input should be 'initialisation', 'hyper-parameters'"),
+        ([strategy(models=["cnn"])], "strategies.1.models"),
+        ([strategy(models=["cnn", "vit", "cnn"])], "'cnn' is there twice"),
+        ([strategy(), strategy(models=["cnn", "convnext"])], "there is another one of that name"),
+        (
+            [strategy(), strategy(name="all", differs="architecture", models=["vit", "convnext", "cnn"])],
+            "strategies.2 ('all'): 'vit' and 'cnn' differ in architecture here and in initialisation in 'inits'",
+        ),
+        ([{"differs": "regime", "models": ["cnn", "vit"]}], "strategies.1.name: this key is needed"),
+        ([strategy(of="x")], "strategies.1.of: unknown key; allowed: name, differs, models"),
+    ],
+)
+def test_errors_in_strategies(strategies, expected):
+    assert expected in problem(tiny(strategies=strategies))
+
+
+def test_strategies_are_read_written_and_may_change():
+    given = [strategy(), strategy(name="more", models=["vit", "cnn"])]
+    study = parse(tiny(strategies=given))
+    assert [each.models for each in study.strategies] == [("cnn", "vit"), ("vit", "cnn")]
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+    assert differences(parse(tiny()), study) == differences(study, parse(tiny())) == []
+    assert study.settings_sha256() == parse(tiny()).settings_sha256()
 
 
 def test_all_problems_are_reported_at_once_and_shared_ones_only_once():
@@ -185,6 +228,7 @@ def test_differences_name_both_sides_and_added_models_are_none():
     assert differences(held, held) == []
     assert differences(held, parse(tiny(("cnn", "convnext", "vit", "cnn-again")))) == []
     assert differences(held, parse(tiny(resources={"batch_size": 8}))) == []
+    assert differences(held, parse(tiny(analysis={"clusters": 2, "seed": 4, "boosting": {"stages": 9}}))) == []
     changed = parse(tiny(("cnn", "convnext"), attack={"eps_255": 4}, training={"lr": 1e-3}))
     text = "\n".join(differences(held, changed))
     assert "attack.eps_255: run directory has 32, study has 4" in text
@@ -195,10 +239,18 @@ def test_differences_name_both_sides_and_added_models_are_none():
 def test_identities_change_with_what_they_identify():
     study, other = parse(tiny()), parse(tiny(attack={"steps": 5}))
     assert study.settings_sha256() != other.settings_sha256()
-    assert study.settings_sha256() == parse(tiny(resources={"batch_size": 1})).settings_sha256()
+    for may_change in ({"resources": {"batch_size": 1}}, {"analysis": {"clusters": 3}}):
+        assert study.settings_sha256() == parse(tiny(**may_change)).settings_sha256()
     assert study.model("cnn").sha256() != study.model("vit").sha256()
     with pytest.raises(StudyError, match="did you mean 'cnn'"):
         study.model("cnm")
+
+
+def test_analysis_is_complete_and_sizes_come_once_in_order():
+    given = parse(tiny(analysis={"ensemble_sizes": [5, 2, 2], "boosting": {"max_depth": 3}})).analysis
+    assert given.ensemble_sizes == (2, 5)
+    assert (given.boosting.max_depth, given.boosting.stages) == (3, 500)
+    assert given.clusters is None
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 255), st.floats(1e-6, 2.0), st.floats(1e-9, 99.0))
@@ -208,3 +260,81 @@ def test_dumped_studies_read_back_equal(seed, eps_255, step_size_eps, floor_perc
              similarity={"floor_percent": floor_percent})
     )  # fmt: skip
     assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+
+
+DISTILLATION = {"student": "vit", "teachers": ["cnn", "convnext"]}
+
+
+def with_students(*distillations, **changes):
+    return tiny(distillations=[{**DISTILLATION, **each} for each in distillations], **changes)
+
+
+def test_students_have_their_students_recipe_with_overrides():
+    raw = with_students({"training": {"epochs": 3}, "repeats": 2}, {"name": "soft", "kind": "soft", "student": "cnn-b"})
+    raw["models"].append({"key": "cnn-b", "timm": "resnet18", "weights": "pretrained:a1_in1k"})
+    study = parse(raw)
+    assert [student.key for student in study.students] == [
+        *("vit-from-cnn", "vit-from-cnn-2", "vit-from-convnext", "vit-from-convnext-2"),
+        *("soft-from-cnn", "soft-from-convnext"),
+    ]
+    first, second, *_, last = study.students
+    assert (first.model.training.epochs, first.model.training.lr) == (3, 3e-3)  # tiny's own for vit
+    assert (last.model.training.epochs, last.model.training.lr) == (6, 4e-3)  # [training]
+    assert (last.model.timm, last.model.weights, last.model.data) == ("resnet18", "train", study.model("cnn-b").data)
+    assert (first.distillation.alpha, first.distillation.temperature) == (0.5, None)
+    assert (last.distillation.alpha, last.distillation.temperature) == (0.1, 3.0)
+    assert len({student.sha256() for student in study.students}) == 6
+    assert study.student("vit-from-cnn-2") == second
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+    # Nothing that the models make is another for it.
+    assert study.settings_sha256() == parse(tiny()).settings_sha256()
+    with pytest.raises(StudyError, match="no student 'vit-from-cn'; did you mean 'vit-from-cnn'"):
+        study.student("vit-from-cn")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"student": "vitt"}, "distillations.1.student: there is no model 'vitt'; did you mean 'vit'?"),
+        ({"teachers": ["cnn", "cn"]}, "distillations.1.teachers: there is no model 'cn'"),
+        ({"teachers": ["cnn", "vit"]}, "'vit' cannot be its own teacher"),
+        ({"teachers": ["cnn", "cnn"]}, "cnn is there twice; more students of one teacher: repeats"),
+        ({"teachers": []}, "distillations.1.teachers: List should have at least 1 item"),
+        ({"temperature": 2.0}, 'temperature goes with kind = "soft" only'),
+        ({"alpha": 1.5}, "distillations.1.alpha"),
+        ({"kind": "softt"}, "'hard' or 'soft' (given: 'softt')"),
+        ({"cache_teacher": True}, "looks different each time (training.crop_scale, training.crop_ratio)"),
+        ({"training": {"epochs": 0}}, "distillations.1.training.epochs"),
+        ({"training": {"preset": "diet"}}, "distillations.1.training.preset: there is no 'diet'"),
+        ({"training": 3}, "distillations.1.training: Input should be a table"),
+        ({"techers": ["cnn"]}, "distillations.1.techers: unknown key; did you mean 'teachers' or"),
+        ({"name": "a/b"}, "distillations.1.name: letters, digits"),
+        ({"name": "n" * 95}, "has a name of over 100 characters"),
+        ({"timm": "resnet18", "args": {"pretrained": True}}, "pretrained cannot be set here"),
+    ],
+)
+def test_errors_of_distillations(change, expected):
+    assert expected in problem(with_students(change))
+
+
+def test_students_need_names_of_their_own():
+    assert "'vit-from-cnn' is there already" in problem(with_students({}, {"alpha": 0.1}))
+    raw = with_students({"teachers": ["cnn"]})
+    raw["models"].append({"key": "VIT-from-cnn", "timm": "resnet18", "weights": "pretrained:a1_in1k"})
+    assert "'VIT-from-cnn' is there already: give its [[distillations]] a name" in problem(raw)
+
+
+def test_random_weights_teach_nothing():
+    raw = with_students({"teachers": ["noise"]})
+    raw["models"].append({"key": "noise", "timm": "resnet18", "weights": "random"})
+    assert "'noise' has random weights to teach from" in problem(raw)
+
+
+def test_students_may_be_added_and_not_changed():
+    held = parse(with_students({}))
+    assert differences(held, parse(with_students({"repeats": 2}, {"name": "other", "alpha": 1.0}))) == []
+    assert differences(held, parse(with_students({"teachers": ["cnn"]}))) == [
+        "distillations: vit-from-convnext: in the run directory, absent from the study"
+    ]
+    changed = differences(held, parse(with_students({"kind": "soft", "alpha": 0.5})))
+    assert "distillations.vit-from-cnn.kind: run directory has 'hard', study has 'soft'" in changed

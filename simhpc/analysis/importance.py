@@ -26,6 +26,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
+from simhpc.analysis.resampling import model_weights, pair_means
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -155,11 +156,14 @@ def importance(
     else:
         whole = _Whole(settings).fit(features, target)
         r2_in_sample, in_sample = _permuted(whole, features, target, settings)
-        n_models = len(np.unique(np.concatenate([i, j])))
+        involved = np.unique(np.concatenate([i, j]))
+        n_models = len(involved)
         if n_models < _FEWEST_MODELS_HELD_OUT:
             notes.append(f"{n_models} models are too few to hold some out: R2 held out is unknown")
         else:
-            fold_of = folds_of_models(len(similarity), settings.folds, settings.seed)
+            # Models without a known pair would leave some folds with nothing to be tried on.
+            fold_of = np.full(len(similarity), -1, dtype=np.int64)
+            fold_of[involved] = folds_of_models(n_models, settings.folds, settings.seed)
             by_model = _ByModel(settings, i, j, fold_of).fit(features, target)
             rows, folds = by_model.tested, len(by_model.fitted)
             r2_held_out, held_out = _permuted(by_model, features[rows], target[rows], settings)
@@ -272,7 +276,7 @@ class _ByModel:
         self.settings = settings
         self.fitted: list[_Whole] = []
         self.is_test = [(fold_of[i] == fold) | (fold_of[j] == fold) for fold in range(int(fold_of.max()) + 1)]
-        # A fold whose other models have no known pair has nothing to be fitted on.
+        # A fold that has a model of every pair leaves nothing to be fitted on.
         self.is_test = [test for test in self.is_test if test.any() and not test.all()]
         self.tested = np.concatenate([np.flatnonzero(test) for test in self.is_test])
 
@@ -323,33 +327,23 @@ def _means(similarity: Matrix, coded: Codes) -> tuple[Codes, Matrix, Codes, Matr
 def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -> tuple[Matrix, Matrix, Matrix]:
     """Intervals of mean SAT same minus different, over models: the percentile bootstrap.
 
-    N models are drawn with replacement; a pair of models drawn w_i and w_j times counts w_i * w_j times. Copies of one
-    model are no pair. So every mean is a quotient of two quadratic forms in w.
+    See `resampling`.
 
     Returns:
         lower and upper ends (C,), and the share of resamples (C,) that had both kinds of pairs; the others are
         left out. NaN where none had.
     """
     n = len(similarity)
-    random = np.random.default_rng(derive_seed(settings.seed, "importance models"))
-    weights = random.multinomial(n, np.full(n, 1.0 / n), size=settings.resamples).astype(np.float64)
+    weights = model_weights(n, settings.resamples, derive_seed(settings.seed, "models"))
     known = np.isfinite(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(known, similarity, 0.0)
     low, high, defined = (np.full(coded.shape[1], np.nan) for _ in range(3))
     tail = (1.0 - settings.confidence) / 2.0
     for c, column in enumerate(coded.T):
         is_same = column[:, None] == column
-        same, different = (_weighted_mean(weights, filled, known & which) for which in (is_same, ~is_same))
+        same, different = (pair_means(weights, filled, known & which) for which in (is_same, ~is_same))
         drawn = (same - different)[np.isfinite(same - different)]
         defined[c] = len(drawn) / settings.resamples
         if len(drawn):
             low[c], high[c] = np.quantile(drawn, [tail, 1.0 - tail])
     return low, high, defined
-
-
-def _weighted_mean(weights: Matrix, filled: Matrix, which: NDArray[np.bool_]) -> Matrix:
-    """Mean of the marked pairs in each resample: (B,), NaN where there is none. `weights` (B, N)."""
-    total = np.einsum("bi,bi->b", weights @ which, weights)
-    summed = np.einsum("bi,bi->b", weights @ np.where(which, filled, 0.0), weights)
-    mean: Matrix = np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0)
-    return mean

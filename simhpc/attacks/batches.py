@@ -55,6 +55,7 @@ def predict(
     labels: Tensor,
     batch_size: int,
     view: Callable[[Tensor], Tensor] | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes and true-class margins.
 
@@ -62,6 +63,7 @@ def predict(
         images: uint8 (N, 3, H, W), on the CPU.
         labels: int64 (N,) in 0..K-1, on the CPU.
         view: what is done to the pixels of a batch on the device before the classifier sees them.
+        on_logits: called with the logits of each batch in turn, float32 (B, K) on the device.
 
     Returns:
         int64 (N,) classes, and float32 (N,) margins: logit of the true class minus the largest of the others,
@@ -72,7 +74,8 @@ def predict(
     """
     found = [(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.tensor(True))]
     if len(images):
-        found = [_answer(target, images, labels, batch, view) for batch in fixed_size_batches(len(images), batch_size)]
+        batches = fixed_size_batches(len(images), batch_size)
+        found = [_answer(target, images, labels, batch, view, on_logits) for batch in batches]
     # One look for all batches: none on the way waits for the device.
     classes, margins, finite = (
         torch.cat([part.view(-1) for part in parts]).cpu() for parts in zip(*found, strict=True)
@@ -82,18 +85,45 @@ def predict(
     return classes, margins
 
 
+def predict_probabilities(
+    target: Target, images: Tensor, labels: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`predict`, and the softmax of the logits as it is stored.
+
+    Args:
+        images: uint8 (N, 3, H, W), N >= 1, on the CPU.
+        labels: int64 (N,) in 0..K-1, on the CPU.
+
+    Returns:
+        classes and margins as from `predict`, and float16 (N, K) probabilities on the CPU. They are rounded to 11
+        bits; below 6e-5 in steps of 6e-8, so that a row sums to 1 within K * 3e-8 + 5e-4.
+
+    Raises:
+        NonFiniteLogitsError: a logit is NaN or infinite.
+    """
+    parts: list[Tensor] = []
+    # To the CPU at once: on the device there is better use for the memory than ten thousand classes of all images.
+    classes, margins = predict(
+        target, images, labels, batch_size, on_logits=lambda logits: parts.append(logits.softmax(1).half().cpu())
+    )
+    return classes, margins, torch.cat(parts)
+
+
 def _answer(
     target: Target,
     images: Tensor,
     labels: Tensor,
     batch: tuple[Tensor, int],
     view: Callable[[Tensor], Tensor] | None,
+    on_logits: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Classes, margins, and whether all logits are finite, of one batch, on the device."""
     positions, count = batch
     truth = target.moved(labels[positions[:count]])
     pixels = target.pixels(target.moved(images[positions]))
     logits = target.classifier(pixels if view is None else view(pixels))[:count].float()
+    if on_logits is not None:
+        on_logits(logits)
     return logits.argmax(1), true_class_margin(logits, truth), torch.isfinite(logits).all()
 
 

@@ -11,6 +11,7 @@ from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
 from simhpc.cli.submit import stages_named
 from simhpc.errors import SimhpcError
+from simhpc.stages import ALL_STAGES
 
 
 def cancel(
@@ -39,7 +40,7 @@ def cancel(
         raise SimhpcError("name the models to cancel, or give --all: one of them (a run directory is named by --run)")
     run = find_run(run_dir)
     chosen = control.chosen_models(run, models) if models else None
-    stages = stages_named(stage or "all")
+    stages = stages_named(stage or "all", ALL_STAGES)
     found = Monitor(run).look()
     cancelled = control.cancel(found, models=chosen, stages=stages)
     if as_json:

@@ -10,6 +10,7 @@ from simhpc.cli.console import errors
 from simhpc.cli.runs import RunOption, find_run
 from simhpc.cli.submit import stages_named
 from simhpc.errors import SimhpcError
+from simhpc.stages import ALL_STAGES
 from simhpc.stages.task import Task
 
 
@@ -48,7 +49,7 @@ def logs(
     run = find_run(run_dir)
     monitor = Monitor(run)
     (key,) = control.chosen_models(run, [model])
-    stages = stages_named(stage or "all")
+    stages = stages_named(stage or "all", ALL_STAGES)
     monitor.look()
     found = [(name, attempts) for name in stages if (attempts := monitor.attempts(Task(name, key)))]
     if not found:

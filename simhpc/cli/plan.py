@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from simhpc.cli.console import duration, errors, output, percent, scaled, size, tell
-from simhpc.errors import SimhpcError
+from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run, RunDir, study_and_root
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES, OPTIONAL_STAGES
 from simhpc.study import Study
 from simhpc.zoo.registry import substitution
 
@@ -51,6 +51,10 @@ def plan(
     accuracy: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Assumed of models that are not attacked yet.")
     ] = 0.8,
+    optional: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="STAGE", help="Also an optional stage: representations."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what a study will cost: arithmetic, memory, disk and, given a speed, time. Writes nothing.
@@ -64,6 +68,8 @@ def plan(
 
       simhpc plan jobs/demo.toml --measure --workers 2
 
+      simhpc plan jobs/demo.toml --with representations
+
       simhpc plan jobs/demo.toml --profile slurm/gpu-cluster.toml --tflops 40
 
       simhpc plan jobs/demo.toml --json | jq '.stages[] | {stage, flops}'
@@ -74,6 +80,10 @@ def plan(
         raise SimhpcError("--tflops and --measure both say how fast a device is: give one of them")
     if profile_file is not None and workers is not None:
         raise SimhpcError("--workers is for one machine; with --profile, its array_parallelism counts")
+    for stage in optional or []:
+        if stage not in OPTIONAL_STAGES:
+            known = ", ".join(OPTIONAL_STAGES)
+            raise SimhpcError(f"--with {stage}: {nearest(stage, OPTIONAL_STAGES)[2:] or f'optional is {known}'}")
     from simhpc.cluster.forecast import forecast, uses_gpu, warnings
     from simhpc.cluster.profile import load_profile
     from simhpc.stages.device import cuda_devices
@@ -92,12 +102,12 @@ def plan(
     if tflops is not None:
         speeds = {key: speed_from(cost, tflops) for key, cost in costs.items()}
     if profile is not None:
-        on_gpu = [stage for stage in STAGES if uses_gpu(profile, study.resources, stage)]
-        at_once = {stage: profile.resources(stage).array_parallelism for stage in STAGES}
+        on_gpu = [stage for stage in ALL_STAGES if uses_gpu(profile, study.resources, stage)]
+        at_once = {stage: profile.resources(stage).array_parallelism for stage in ALL_STAGES}
     else:
-        on_gpu = list(STAGES) if study.resources.device != "cpu" and cuda_devices() else []
-        at_once = dict.fromkeys(STAGES, workers or 1)
-    found = estimate(run, facts, costs, accuracy=accuracy, speeds=speeds, on_gpu=on_gpu)
+        on_gpu = list(ALL_STAGES) if study.resources.device != "cpu" and cuda_devices() else []
+        at_once = dict.fromkeys(ALL_STAGES, workers or 1)
+    found = estimate(run, facts, costs, accuracy=accuracy, speeds=speeds, on_gpu=on_gpu, optional=optional or ())
     stages = forecast(found, at_once)
     notes = warnings(found, profile, str(profile_file)) if profile is not None else []
     result = _Plan(run, facts, found, stages, notes)
@@ -120,6 +130,13 @@ def _measured(study: Study, num_classes: int) -> dict[str, Speed]:
     for number, model in enumerate(study.models, 1):
         errors.print(f"measuring {model.key} ({number} of {len(study.models)})", markup=False, soft_wrap=True)
         speeds[model.key] = measure(model, study, num_classes, import_s=import_s)
+    alike: dict[str, Speed] = {}
+    for student in study.students:
+        name = student.distillation.name
+        if name not in alike:
+            errors.print(f"measuring the students of {name}", markup=False, soft_wrap=True)
+            alike[name] = measure(student.model, study, num_classes, import_s=import_s)
+        speeds[student.key] = alike[name]
     return speeds
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from simhpc.cli.console import duration, errors, name_of, output, percent, tell
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run, study_and_root
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES, stages_of
 from simhpc.stages.progress import Progress
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
@@ -29,9 +29,14 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="The run directory.", show_default="runs/<name of the study>"),
     ] = None,
-    stages: Annotated[str, typer.Option(metavar="A,B,…", help="Only these stages, comma-separated.")] = ",".join(
-        STAGES
-    ),
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Only these stages, comma-separated.",
+            show_default="train,attack,evaluate,aggregate, and distill if the study has students",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -52,12 +57,15 @@ def run(
       simhpc run jobs/demo.toml --out /scratch/demo --workers 4
 
       simhpc run jobs/demo.toml --stages evaluate,aggregate
+
+      simhpc run jobs/demo.toml --stages representations     (optional: what two more measures need)
     """
     from simhpc.cluster.local import check_root, default_workers, run_stages
     from simhpc.stages.prepare import prepare, version_changes
 
-    wanted = _stages(stages)
+    asked_for = None if stages is None else _stages(stages)
     study, root = study_and_root(study_file, out)
+    wanted = list(stages_of(study)) if asked_for is None else asked_for
     check_root(root)
     display = _Display(quiet=as_json)
     display.say(f"checking {study_file}")
@@ -96,11 +104,12 @@ def _interrupt(*_: object) -> None:
 def _stages(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in STAGES:
-            raise SimhpcError(f"--stages: no stage {name!r}{nearest(name, STAGES)}; there are {', '.join(STAGES)}")
+        if name not in ALL_STAGES:
+            there_are = f"there are {', '.join(ALL_STAGES)}"
+            raise SimhpcError(f"--stages: no stage {name!r}{nearest(name, ALL_STAGES)}; {there_are}")
     if not names:
-        raise SimhpcError(f"--stages: name at least one of {', '.join(STAGES)}")
-    return [name for name in STAGES if name in names]
+        raise SimhpcError(f"--stages: name at least one of {', '.join(ALL_STAGES)}")
+    return [name for name in ALL_STAGES if name in names]
 
 
 class _Display:
@@ -218,6 +227,6 @@ def _describe(summary: dict[str, Any]) -> str:
     for name, value in summary.items():
         if name in ("accuracy", "self_fooling"):
             shown.append(f"{name.replace('_', '-')} {percent(value)}")
-        elif name in ("images", "sources", "shown", "pairs"):
+        elif name in ("images", "sources", "shown", "pairs", "gradients", "features"):
             shown.append(f"{name} {value}")
     return ", ".join(shown)

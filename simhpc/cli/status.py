@@ -17,7 +17,7 @@ from simhpc.cli.console import errors, name_of, output
 from simhpc.cli.runs import RunOption, find_run
 from simhpc.cli.view import View, line, show
 from simhpc.errors import SimhpcError
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 from simhpc.stages.task import ALL
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def status(
         raise SimhpcError(f"{run_dir} and --run {same}: name one run directory")
     run = find_run(run_dir or same)
     if watch:
-        found = _watch(run, STAGES, lambda _: True)
+        found = _watch(run, ALL_STAGES, lambda _: True)
     else:
         found = Monitor(run).look()
         if as_json:

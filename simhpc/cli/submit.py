@@ -16,7 +16,7 @@ from simhpc.cli.console import errors, name_of, output, tell
 from simhpc.cli.status import wait_for
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import study_and_root
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES, STAGES, stages_of
 from simhpc.zoo.registry import substitution
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ NoContainer = Annotated[
 
 
 def submit(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="train, attacks, evaluate, aggregate, or all.")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE", help="train, attacks, evaluate, aggregate, distill, or all of these; or representations."
+        ),
+    ],
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")],
     profile_file: Annotated[
         Path, typer.Option("--profile", metavar="FILE", help="The cluster profile (TOML); examples in slurm/.")
@@ -75,11 +80,12 @@ def submit(
     from simhpc.cluster.status import Monitor
     from simhpc.stages.prepare import prepare, version_changes
 
-    stages = stages_named(stage)
+    stages_named(stage)
     profile = load_profile(profile_file)
     if no_container:
         profile = profile.model_copy(update={"container": None})
     study, root = study_and_root(study_file, out)
+    stages = stages_named(stage, stages_of(study))
     submission.check_root(root)
     say = errors if as_json else output
     with _locked_if_there(root, dry_run=dry_run):
@@ -180,17 +186,17 @@ def warn_of_blocked(plan: StagePlan) -> None:
         errors.print(text, markup=False, soft_wrap=True)
 
 
-def stages_named(text: str) -> list[str]:
-    """The stages that a person means: `attacks` and `attack` are one, `all` is every stage.
+def stages_named(text: str, every: Sequence[str] = STAGES) -> list[str]:
+    """The stages that a person means: `attacks` and `attack` are one, `all` is `every` stage.
 
     Raises:
         SimhpcError: there is no such stage.
     """
     if text == "all":
-        return list(STAGES)
+        return list(every)
     name = _VERBS.get(text, text)
-    if name not in STAGES:
-        known = ["train", "attacks", "evaluate", "aggregate", "all"]
+    if name not in ALL_STAGES:
+        known = ["train", "attacks", "evaluate", "aggregate", "distill", "all", "representations"]
         raise SimhpcError(f"there is no stage {text!r}{nearest(text, known)}; there are {', '.join(known)}")
     return [name]
 

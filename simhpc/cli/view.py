@@ -65,7 +65,7 @@ class View:
         cut: OverflowMethod = "ellipsis" if is_whole_window else "fold"
         parts += [Text(f"note: {note}", "yellow", overflow=cut, no_wrap=is_whole_window) for note in self._found.notes]
         order = {state: number for number, state in enumerate(_LOOKS)}
-        tasks = [task for task in self._found.tasks if self._show_done or task.state != "done"]
+        tasks = [task for task in self._found.begun() if self._show_done or task.state != "done"]
         tasks.sort(key=lambda task: order[task.state])
         room = len(tasks)
         if self._rows is not None:

@@ -15,17 +15,17 @@ from simhpc.cluster.scheduler import array_of
 from simhpc.cluster.status import OUT_OF_MEMORY, RunStatus, TaskStatus
 from simhpc.errors import SchedulerError, nearest
 from simhpc.rundir import Run
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 from simhpc.stages.task import ALL, Task
 
 
 def chosen_models(run: Run, models: Sequence[str]) -> list[str]:
-    """Check that the study has these models; `all` is the model of the aggregation.
+    """Check that the study has these models or students; `all` is the model of the aggregation.
 
     Raises:
         SchedulerError: it does not have one of them.
     """
-    known = [model.key for model in run.study.models]
+    known = [model.key for model in run.study.models] + [student.key for student in run.study.students]
     chosen = []
     for model in models:
         if model in known:
@@ -59,7 +59,7 @@ def cancel(status: RunStatus, *, models: Sequence[str] | None, stages: Sequence[
         if any(task.live_jobs) and task.stage in stages and (models is None or task.model in models)
     ]
     # The last stage first: what waits for a job must not start because that one is over.
-    live.sort(key=lambda task: STAGES.index(task.stage), reverse=True)
+    live.sort(key=lambda task: ALL_STAGES.index(task.stage), reverse=True)
     chosen = [job for task in live for job in task.live_jobs if job]
     if models is None:
         chosen = _whole_arrays(chosen, {job for task in status.tasks for job in task.live_jobs})
@@ -118,10 +118,10 @@ def plan_retry(
     had = {task: _resources(entry) for entry in submissions for task in entry.tasks()}
     resources = {
         stage: profile.resources(stage) if profile is not None else _most_common(had, stage)
-        for stage in STAGES
+        for stage in ALL_STAGES
         if profile is not None or stage in submitted
     }
-    special: dict[str, dict[str, StageResources]] = {stage: {} for stage in STAGES}
+    special: dict[str, dict[str, StageResources]] = {stage: {} for stage in ALL_STAGES}
     if profile is None:
         for task, needs in had.items():
             if needs != resources[task.stage]:
@@ -134,8 +134,8 @@ def plan_retry(
             special[failed.stage][failed.model] = more
             raised[failed.model, failed.stage] = more.mem_gb or 0.0
     # Everything that was ever submitted and stands behind the first failure may have to be done again.
-    first = min((STAGES.index(task.stage) for task in tasks), default=len(STAGES))
-    stages = [stage for stage in STAGES[first:] if stage in submitted]
+    first = min((ALL_STAGES.index(task.stage) for task in tasks), default=len(ALL_STAGES))
+    stages = [stage for stage in ALL_STAGES[first:] if stage in submitted]
     plans = plan(
         _restricted(status, tasks),
         stages,
@@ -166,7 +166,7 @@ def _retried(status: RunStatus, models: Sequence[str] | None, *, is_cancelled_to
             is_wanted = task.model in models
         elif task.cause:
             # It would fail again, unless what it needs is mended too.
-            is_wanted = (task.cause, task.model) in chosen
+            is_wanted = (task.cause, task.needed_model) in chosen
         else:
             is_wanted = task.state == "failed" or is_cancelled_too
         if is_wanted:

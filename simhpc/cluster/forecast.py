@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from simhpc.cluster.profile import Profile
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 from simhpc.stages.estimate import Estimate, TaskEstimate
 from simhpc.study import Resources
 
@@ -50,7 +50,7 @@ def forecast(estimate: Estimate, at_once: dict[str, int]) -> list[StageForecast]
     Args:
         at_once: tasks of each stage that run side by side.
     """
-    return [_stage(stage, tasks, at_once[stage]) for stage in STAGES if (tasks := estimate.of_stage(stage))]
+    return [_stage(stage, tasks, at_once[stage]) for stage in ALL_STAGES if (tasks := estimate.of_stage(stage))]
 
 
 def _stage(stage: str, tasks: Sequence[TaskEstimate], at_once: int) -> StageForecast:
@@ -92,7 +92,7 @@ def uses_gpu(profile: Profile, resources: Resources, stage: str) -> bool:
 def warnings(estimate: Estimate, profile: Profile, profile_name: str) -> list[str]:
     """What the profile's limits do not allow, one line for each limit."""
     found = []
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         limits = profile.resources(stage)
         todo = [task for task in estimate.of_stage(stage) if not task.is_done]
         usable_s = 60 * limits.timeout_min - limits.delay_s
@@ -104,6 +104,8 @@ def warnings(estimate: Estimate, profile: Profile, profile_name: str) -> list[st
                 "train": "a single step takes longer, and nothing less is kept",
                 "attack": "a single batch takes longer, and nothing less is kept",
                 "evaluate": "a single source takes longer, and nothing less is kept",
+                "distill": "a single step takes longer, and nothing less is kept",
+                "representations": "it begins again after a time limit and would never end",
             }[stage]
             found.append(f"{where} is too short for {_names(stuck)}: {what}")
         elif long:

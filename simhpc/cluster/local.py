@@ -15,6 +15,7 @@ from typing import Any
 
 import submitit
 
+from simhpc.cluster.status import BEFORE
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.stages import stage_module
@@ -91,25 +92,34 @@ def run_stages(run: Run, stages: Sequence[str], workers: int) -> Generator[Event
     """Run the tasks that are not done, stage by stage, `workers` at a time; a failed one stops no other.
 
     Args:
-        stages: names from `stages.STAGES`, in that order.
+        stages: names from `stages.ALL_STAGES`, in that order.
         workers: tasks at once; with GPUs, each worker keeps to one.
 
     Yields:
         Events as they happen. Closing the iterator early cancels what runs.
     """
     failed: dict[str, str] = {}
+    teachers = {student.key: student.teacher for student in run.study.students}
     for stage in stages:
         module = stage_module(stage)
         tasks = module.tasks(run)
         todo = [task for task in tasks if not module.is_done(run, task)]
         yield StageStarted(stage, len(tasks), len(tasks) - len(todo))
-        for task in [task for task in todo if task.model in failed]:
-            todo.remove(task)
-            yield Skipped(task, f"{failed[task.model]} failed")
+        for task in list(todo):
+            needed = teachers.get(task.model, task.model)
+            if _needs(stage, failed.get(needed)):
+                todo.remove(task)
+                yield Skipped(task, f"{failed[needed]}{f' of {needed}' if needed != task.model else ''} failed")
         for event in _run_tasks(run, todo, workers):
             if isinstance(event, Finished) and event.error is not None:
                 failed[event.task.model] = stage
             yield event
+
+
+def _needs(stage: str, earlier: str | None) -> bool:
+    """Whether a stage needs what an earlier one makes for the same model, itself or through others."""
+    before = BEFORE.get(stage)
+    return earlier is not None and before is not None and (before == earlier or _needs(before, earlier))
 
 
 @dataclass(frozen=True)

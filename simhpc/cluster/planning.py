@@ -12,7 +12,7 @@ from simhpc.cluster import ledger
 from simhpc.cluster.profile import Container, Profile, Retry, StageResources
 from simhpc.cluster.scheduler import array_of
 from simhpc.cluster.status import BEFORE, RunStatus, TaskStatus
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 from simhpc.stages.task import ALL
 
 
@@ -92,7 +92,7 @@ def plan(
 
     Args:
         status: of the run, as just asked.
-        stages: names from `stages.STAGES`, in that order.
+        stages: names from `stages.ALL_STAGES`, in that order.
         only: models to submit; None for all. The aggregation concerns all in any case.
         special: by stage, resources of single models, as a retry after too little memory needs.
         max_array_size: elements that one array can have.
@@ -116,7 +116,7 @@ class _Planner:
         self._status, self._profile, self._profile_name = status, profile, profile_name
         self._only, self._special, self._max_array_size = only, special, max_array_size
         self._batches: dict[str, list[Batch]] = {}
-        self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in STAGES}
+        self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in ALL_STAGES}
         self._newest_unix_s: dict[str, float] = {}
         self._by_task = {(task.stage, task.model): task for task in status.tasks}
         for task in status.tasks:
@@ -143,14 +143,15 @@ class _Planner:
         again = [task.model for task in todo if task.state == "done"]
         special = self._special.get(stage, {})
         usual = [task for task in todo if task.model not in special]
-        batches = self._attacks(usual) if stage == "attack" else self._after_all(stage, before, usual)
+        needs_own_training = BEFORE.get(stage) == "train"
+        batches = self._after_own(stage, usual) if needs_own_training else self._after_all(stage, before, usual)
         # Few and rare, so each set of resources is an array of its own.
         distinct = {
             special[task.model].model_dump_json(): special[task.model] for task in todo if task.model in special
         }
         for needs in distinct.values():
             alike = [task for task in todo if special.get(task.model) == needs]
-            batches += self._after_all(stage, "train" if stage == "attack" else before, alike, needs)
+            batches += self._after_all(stage, "train" if needs_own_training else before, alike, needs)
         self._batches[stage] = _sharing(batches)
         n_done = sum(task.state == "done" for task in tasks)
         return StagePlan(
@@ -158,11 +159,11 @@ class _Planner:
         )
 
     def _is_blocked(self, task: TaskStatus) -> bool:
-        """Whether the model's own task of the stage before has not been done and will not be."""
-        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.model))
+        """Whether the task of the stage before that it needs has not been done and will not be."""
+        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.needed_model))
         if needed is None or needed.state == "done" or needed.is_live:
             return False
-        return not any(task.model in batch.models for batch in self._batches.get(needed.stage, []))
+        return not any(needed.model in batch.models for batch in self._batches.get(needed.stage, []))
 
     def _batch(
         self, stage: str, tasks: Sequence[TaskStatus], resources: StageResources | None = None, **after: Any
@@ -180,25 +181,25 @@ class _Planner:
             **after,
         )
 
-    def _attacks(self, todo: Sequence[TaskStatus]) -> list[Batch]:
-        """Each after the training of its own model, if that is planned or queued."""
+    def _after_own(self, stage: str, todo: Sequence[TaskStatus]) -> list[Batch]:
+        """Each after the training of its own model (of a student: of its teacher), if that is planned or queued."""
         batches, left = [], list(todo)
         for training in self._batches.get("train", []):
-            by_model = {task.model: task for task in left}
-            same = [by_model[model] for model in training.models if model in by_model]
+            place = {model: number for number, model in enumerate(training.models)}
+            same = sorted((task for task in left if task.needed_model in place), key=lambda t: place[t.needed_model])
             if not same:
                 continue
-            left = [task for task in left if task.model not in training.models]
-            if len(same) == len(training.models):
-                batches.append(self._batch("attack", same, after_same=training.id))
+            left = [task for task in left if task.needed_model not in place]
+            if [task.needed_model for task in same] == list(training.models):
+                batches.append(self._batch(stage, same, after_same=training.id))
             else:
-                batches.append(self._batch("attack", same, after_batches=(training.id,)))
+                batches.append(self._batch(stage, same, after_batches=(training.id,)))
         training_now = self._live_jobs["train"]
-        waiting = [task for task in left if task.model in training_now]
-        jobs = sorted({job for task in waiting for job in training_now[task.model]})
-        batches += [self._batch("attack", part, after_jobs=tuple(jobs)) for part in self._split(waiting)]
-        free = [task for task in left if task.model not in training_now]
-        return [*batches, *(self._batch("attack", part) for part in self._split(free))]
+        waiting = [task for task in left if task.needed_model in training_now]
+        jobs = sorted({job for task in waiting for job in training_now[task.needed_model]})
+        batches += [self._batch(stage, part, after_jobs=tuple(jobs)) for part in self._split(waiting)]
+        free = [task for task in left if task.needed_model not in training_now]
+        return [*batches, *(self._batch(stage, part) for part in self._split(free))]
 
     def _after_all(
         self, stage: str, before: str | None, todo: Sequence[TaskStatus], resources: StageResources | None = None

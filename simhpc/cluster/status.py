@@ -15,7 +15,7 @@ from simhpc.cluster.ledger import Submission
 from simhpc.cluster.scheduler import Answer, JobState
 from simhpc.errors import SchedulerError
 from simhpc.rundir import Run
-from simhpc.stages import STAGES, done_tasks, stage_module
+from simhpc.stages import ALL_STAGES, OPTIONAL_STAGES, done_tasks, stage_module
 from simhpc.stages.progress import Progress, read_progress
 from simhpc.stages.task import Task
 
@@ -29,8 +29,8 @@ CANCELLED = "cancelled"
 STATES = ("failed", "cancelled", "unknown", "running", "queued", "todo", "done")
 """Worst first. `todo`: neither done nor in the queue; `unknown`: Slurm could not be asked."""
 
-BEFORE = {"attack": "train", "evaluate": "attack"}
-"""The stage whose output for the same model a task needs."""
+BEFORE = {"attack": "train", "evaluate": "attack", "distill": "train", "representations": "train"}
+"""The stage whose output for the same model (for a student: for its teacher) a task needs."""
 
 # The accounting may not know a job that was just submitted, and a shared disk may not show a file just written.
 _GRACE_S = 60.0
@@ -78,6 +78,7 @@ class TaskStatus:
         live_jobs: all of its jobs that wait or run; more than one when its inputs changed while it was queued. A job
             that Slurm could not be asked about counts.
         cause: the stage before, if it did not succeed for this model and this task failed for that; else empty.
+        teacher: of a student; else empty.
     """
 
     stage: str
@@ -99,6 +100,12 @@ class TaskStatus:
     submitted_unix_s: float | None = None
     live_jobs: tuple[str, ...] = ()
     cause: str = ""
+    teacher: str = ""
+
+    @property
+    def needed_model(self) -> str:
+        """Whose task of the stage before it needs."""
+        return self.teacher or self.model
 
     @property
     def is_live(self) -> bool:
@@ -142,8 +149,16 @@ class RunStatus:
     def task(self, stage: str, model: str) -> TaskStatus:
         return next(task for task in self.tasks if (task.stage, task.model) == (stage, model))
 
+    def begun(self) -> list[TaskStatus]:
+        """The tasks that concern anybody: without those of an optional stage that was never asked for."""
+        wanted = {task.stage for task in self.tasks if task.state != "todo" or task.n_jobs}
+        return [task for task in self.tasks if task.stage in wanted or task.stage not in OPTIONAL_STAGES]
+
     def stages(self) -> list[StageSummary]:
-        return [_summary(stage, self.of_stage(stage)) for stage in STAGES if self.of_stage(stage)]
+        by_stage: dict[str, list[TaskStatus]] = {stage: [] for stage in ALL_STAGES}
+        for task in self.begun():
+            by_stage[task.stage].append(task)
+        return [_summary(stage, tasks) for stage, tasks in by_stage.items() if tasks]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for scripts; quantities carry their unit in their name."""
@@ -152,7 +167,7 @@ class RunStatus:
             "notes": list(self.notes),
             "asked_unix_s": self.asked_unix_s,
             "stages": [asdict(summary) for summary in self.stages()],
-            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.tasks],
+            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.begun()],
         }
 
 
@@ -258,12 +273,14 @@ def compose(
     arrays = frozenset(scheduler.array_of(attempt.job) for attempt in all_jobs if attempt.slurm is not None)
     unasked = frozenset(attempt.job for attempt in all_jobs) if answer is None or error else answer.unasked
     heard = _Heard(arrays, unasked)
-    done = done_tasks(run, STAGES)
+    done = done_tasks(run, ALL_STAGES)
     tasks = [
         _status(run, task, task in done, attempts.get(task, []), heard)
-        for stage in STAGES
+        for stage in ALL_STAGES
         for task in stage_module(stage).tasks(run)
     ]
+    teachers = {student.key: student.teacher for student in run.study.students}
+    tasks = [replace(task, teacher=teachers[task.model]) if task.stage == "distill" else task for task in tasks]
     failed = {(task.stage, task.model) for task in tasks if task.state in ("failed", "cancelled")}
     chained = {task for task, of_task in attempts.items() if "aftercorr" in of_task[-1].submission.after}
     tasks = [_with_cause(task, failed, Task(task.stage, task.model) in chained) for task in tasks]
@@ -451,8 +468,8 @@ def _with_cause(task: TaskStatus, failed: set[tuple[str, str]], is_chained: bool
     is_consequence = task.state == "failed" or (task.state == "cancelled" and is_chained)
     if task.reason.startswith(OUT_OF_MEMORY):
         return task  # that has to be mended in any case
-    if before is not None and is_consequence and (before, task.model) in failed:
-        return replace(task, reason=f"{before} of {task.model} did not succeed", cause=before)
+    if before is not None and is_consequence and (before, task.needed_model) in failed:
+        return replace(task, reason=f"{before} of {task.needed_model} did not succeed", cause=before)
     return task
 
 

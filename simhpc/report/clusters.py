@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.cluster import hierarchy
 
 from simhpc.analysis.clusters import Clusters, Settings, Word
-from simhpc.report.figure import COLOURS, DPI
+from simhpc.report.families import colour_names, legend_handles, styles
+from simhpc.report.figure import DPI
 from simhpc.report.tables import number, write_csv
 
 _MOST_NAMES = 200
-_DARKER = 0.65
-"""So that thin letters are read on white."""
 
 
 def write_table(found: Clusters, names: Sequence[str], path: Path) -> None:
@@ -92,12 +90,15 @@ def order(found: Clusters) -> NDArray[np.int64]:
     return np.lexsort((place, found.labels))
 
 
-def draw(found: Clusters, similarity: NDArray[np.float64], names: Sequence[str], *, title: str) -> Figure:
-    """The matrix in the order of the clusters, which are framed; beside it the tree, its names coloured alike.
+def draw(
+    found: Clusters, similarity: NDArray[np.float64], names: Sequence[str], families: Sequence[str], *, title: str
+) -> Figure:
+    """The matrix in the order of the clusters, which are framed; beside it the tree. Names in their families' colours.
 
     Args:
         similarity: (M, M), of all models, as it was clustered.
         names: M names.
+        families: M families, as `report.families` gives them.
     """
     placed = order(found)
     n = len(placed)
@@ -106,8 +107,15 @@ def draw(found: Clusters, similarity: NDArray[np.float64], names: Sequence[str],
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 0.4))
     font_size = float(np.clip(520.0 / n, 4.0, 9.0))
+    of = styles(families)
     _draw_matrix(figure, left, found, similarity, names, font_size)
-    _draw_tree(right, found, names, font_size)
+    _draw_tree(right, found, names, families, font_size)
+    step = _step(n)
+    shown = [families[found.kept[p]] for p in placed][::step]
+    for texts in (left.get_xticklabels(), left.get_yticklabels()):
+        colour_names(texts, shown, of)
+    if len(of) > 1:
+        figure.legend(handles=legend_handles(of), loc="outside lower center", ncols=min(8, len(of)), fontsize=9)
     k = int(found.labels.max())
     figure.suptitle(f"{title}: {k} cluster{'s' if k > 1 else ''}, mean stability {found.stability.mean():.2f}")
     return figure
@@ -148,28 +156,33 @@ def _draw_matrix(
                 linewidth=width,
                 clip_on=False,
             )
-    step = max(1, -(-n // _MOST_NAMES))
+    step = _step(n)
     shown = [f"{names[found.kept[p]]}  {found.labels[p]}" for p in placed][::step]
     axes.set_xticks(range(0, n, step), shown, rotation=90, fontsize=font_size)
     axes.set_yticks(range(0, n, step), shown, fontsize=font_size)
-    _colour_names([*axes.get_xticklabels(), *axes.get_yticklabels()], [*labels[::step], *labels[::step]])
     axes.tick_params(length=0)
     axes.set_title("by cluster (the number behind each name)", fontsize=9)
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend="both", pad=0.02)
     bar.set_label("SAT = ln(mean fooling rate in %)", fontsize=9)
 
 
-def _draw_tree(axes: Axes, found: Clusters, names: Sequence[str], font_size: float) -> None:
+def _draw_tree(axes: Axes, found: Clusters, names: Sequence[str], families: Sequence[str], font_size: float) -> None:
     drawn = hierarchy.dendrogram(found.tree, no_plot=True)
     for across, heights in zip(drawn["icoord"], drawn["dcoord"], strict=True):
         # Heights are distances; readers know similarities.
         axes.plot(found.height_at_zero - np.array(heights), (np.array(across) - 5.0) / 10.0, color="0.3", linewidth=1.0)
     leaves = np.array(drawn["leaves"])
-    step = max(1, -(-len(leaves) // _MOST_NAMES))
+    step, of = _step(len(leaves)), styles(families)
+    own = [families[found.kept[p]] for p in leaves]
+    for family, style in of.items():
+        rows = [row for row, each in enumerate(own) if each == family]
+        axes.scatter(
+            np.full(len(rows), found.height_at_zero), rows, marker=style.marker, color=style.colour, s=2 * font_size
+        )
     shown = [f"{found.labels[p]}  {names[found.kept[p]]}" for p in leaves][::step]
     axes.yaxis.tick_right()
     axes.set_yticks(range(0, len(leaves), step), shown, fontsize=font_size)
-    _colour_names(axes.get_yticklabels(), found.labels[leaves][::step])
+    colour_names(axes.get_yticklabels(), own[::step], of)
     axes.set_ylim(len(leaves) - 0.5, -0.5)
     highest = float(found.tree[-1, 2]) or 1.0
     axes.set_xlim(found.height_at_zero - 1.04 * highest, found.height_at_zero + 0.02 * highest)
@@ -180,6 +193,6 @@ def _draw_tree(axes: Axes, found: Clusters, names: Sequence[str], font_size: flo
     axes.set_title("tree", fontsize=9)
 
 
-def _colour_names(texts: Sequence[Any], labels: Sequence[int] | NDArray[np.int64]) -> None:
-    for text, label in zip(texts, labels, strict=True):
-        text.set_color([_DARKER * part for part in to_rgb(COLOURS[(int(label) - 1) % len(COLOURS)])])
+def _step(n: int) -> int:
+    """One in so many of n models is named."""
+    return max(1, -(-n // _MOST_NAMES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from simhpc.analysis.similarity import similarity_order
+from simhpc.report.families import colour_names, legend_handles, styles
 from simhpc.store.atomic import replacing
 from simhpc.store.similarity import SimilarityMatrix
 
@@ -20,13 +22,15 @@ _MOST_NAMES = 300
 _DPI = 150
 
 
-def write(matrix: SimilarityMatrix, path: Path, *, title: str) -> None:
+def write(matrix: SimilarityMatrix, path: Path, *, title: str, families: Sequence[str] | None = None) -> None:
     """Write a PNG: colour is SAT, grey is unknown; numbers in the cells up to 20 models, every name up to 300.
+
+    Names have the colours of their families (M, as `report.families` gives them) where these are known.
 
     The colour scale spans the pairs of different models, so that the diagonal, which is nearly always the
     largest, does not flatten them; cells beyond the scale take its end colour.
     """
-    figure = draw(matrix, title=title)
+    figure = draw(matrix, title=title, families=families)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]  # once; savefig would draw it twice
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
@@ -37,7 +41,7 @@ def write(matrix: SimilarityMatrix, path: Path, *, title: str) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def draw(matrix: SimilarityMatrix, *, title: str) -> Figure:
+def draw(matrix: SimilarityMatrix, *, title: str, families: Sequence[str] | None = None) -> Figure:
     """The heatmap as a matplotlib figure (Agg canvas)."""
     m = len(matrix.models)
     order = similarity_order(matrix.sat)
@@ -64,6 +68,12 @@ def draw(matrix: SimilarityMatrix, *, title: str) -> Figure:
     axes.set_yticks(range(0, m, step), names[::step], fontsize=font_size)
     if step > 1:
         axes.set_xlabel(f"one in {step} of the {m} models is named", fontsize=9)
+    if families is not None:
+        of, shown = styles(families), [families[position] for position in order][::step]
+        for texts in (axes.get_xticklabels(), axes.get_yticklabels()):
+            colour_names(texts, shown, of)
+        if len(of) > 1:
+            figure.legend(handles=legend_handles(of), loc="outside lower center", ncols=min(4, len(of)), fontsize=9)
     axes.tick_params(length=0)
     axes.set_title(f"{title}: similarity by attack transferability", fontsize=10)
     if m <= _MOST_WITH_NUMBERS:

@@ -17,9 +17,18 @@ from typing import Any, Protocol
 from simhpc.rundir import Run
 from simhpc.stages import validity
 from simhpc.stages.task import Report, Task
+from simhpc.study import Study
 
 STAGES = ("train", "attack", "evaluate", "aggregate")
-"""In the order in which each needs the ones before it."""
+"""Of every study, in the order in which each needs the ones before it."""
+
+STUDENT_STAGES = ("distill",)
+"""Of a study that has distillations, besides: their tasks are those of students, which no other stage needs."""
+
+OPTIONAL_STAGES = ("representations",)
+"""Done only where they are asked for by name; no other stage needs them."""
+
+ALL_STAGES = (*STAGES, *STUDENT_STAGES, *OPTIONAL_STAGES)
 
 
 class Stage(Protocol):
@@ -34,6 +43,11 @@ class Stage(Protocol):
     def discard_partial(self, run: Run, task: Task) -> None: ...
 
 
+def stages_of(study: Study) -> tuple[str, ...]:
+    """What a study asks for: all but the optional ones."""
+    return (*STAGES, *(STUDENT_STAGES if study.distillations else ()))
+
+
 def done_tasks(run: Run, stages: Sequence[str]) -> set[Task]:
     """The tasks of these stages that `is_done` holds for; fast for a thousand models."""
     with validity.shared_sources(run):
@@ -42,7 +56,7 @@ def done_tasks(run: Run, stages: Sequence[str]) -> set[Task]:
 
 
 def stage_module(name: str) -> Stage:
-    """The module of one of `STAGES`; imported on use, because most need torch and aggregation must not."""
-    assert name in STAGES, name
+    """The module of one of `ALL_STAGES`; imported on use, because most need torch and aggregation must not."""
+    assert name in ALL_STAGES, name
     module: Any = import_module(f"simhpc.stages.{name}")
     return module  # type: ignore[no-any-return]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from simhpc.analysis import similarity as analysis
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance
-from simhpc.store import predictions, similarity
+from simhpc.store import named_csv, predictions, similarity
 from simhpc.store.predictions import NOT_SHOWN, Outline
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import Model
@@ -37,11 +37,20 @@ def tasks(run: Run) -> Sequence[Task]:  # noqa: ARG001 - every stage takes the r
     return [Task(STAGE, ALL)]
 
 
+def is_current(run: Run) -> bool:
+    """Whether the matrix was made from exactly the predictions that lie here now.
+
+    Raises:
+        MissingInputError, BadFileError: there is none, or it is damaged.
+    """
+    return similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+
+
 def is_done(run: Run, task: Task) -> bool:  # noqa: ARG001
     """Whether the matrix and its tables exist and were made from exactly the predictions that lie here now."""
     made = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv, run.dir.heatmap)
     try:
-        return all(path.exists() for path in made) and similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+        return all(path.exists() for path in made) and is_current(run)
     except (MissingInputError, BadFileError):
         return False
 
@@ -60,10 +69,12 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
         raise
     from simhpc.report import heatmap, tables
 
+    # An older matrix must not vouch for newer tables, should this end half-way and its inputs come back.
+    run.dir.similarity.unlink(missing_ok=True)
     tables.write_similarity(matrix, run.dir.similarity_csv)
     tables.write_pairs(matrix, run.dir.pairs_csv)
     tables.write_models(matrix, run.dir.models_csv)
-    heatmap.write(matrix, run.dir.heatmap, title=run.study.name)
+    heatmap.write(matrix, run.dir.heatmap, title=run.study.name, families=_families(run))
     # Last: whoever sees it finds everything else beside it.
     matrix.save(run.dir.similarity)
     upper = np.triu_indices(len(matrix.models))
@@ -84,7 +95,7 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     """Compute the matrix of a run from its prediction files, without writing anything."""
     inputs_sha256 = _inputs(run)
     models, settings = run.study.models, run.study.similarity
-    gathered = _gather(run, report)
+    gathered = gather(run, report)
     counts = analysis.count_pairs(gathered.correct, gathered.fooled, gathered.measured)
     # Without its own predictions a model has no X_A, so nothing is known of what it has in common with others.
     known = gathered.predicted[:, None] & gathered.predicted
@@ -119,6 +130,17 @@ def aggregate(run: Run, report: Report) -> SimilarityMatrix:
     )
 
 
+def _families(run: Run) -> list[str] | None:
+    """What `simhpc analyze` has found the models' families to be, if it was here."""
+    from simhpc.report.families import families
+
+    try:
+        table = named_csv.read_table(run.dir.analysis("components.csv"))
+    except AnalysisError:
+        return None
+    return families([model.key for model in run.study.models], table.columns, table.rows)
+
+
 def _pairs(models: Sequence[Model], which: Flags) -> str:
     """Names of the marked unordered pairs, the first ten of them, or an empty string."""
     marked = np.argwhere(np.triu(which))
@@ -135,7 +157,7 @@ def _names(models: Sequence[Model], which: Flags) -> str:
 
 
 @dataclass(frozen=True)
-class _Gathered:
+class Gathered:
     """Per-image outcomes of all models, as bits: (M, M, N / 8) bytes are all that M files leave in memory.
 
     Attributes:
@@ -155,7 +177,7 @@ class _Gathered:
     problems: list[str]
 
 
-def _gather(run: Run, report: Report) -> _Gathered:
+def gather(run: Run, report: Report) -> Gathered:
     """Read each file twice: first what it says of clean images, for all of them tell what each had to be shown."""
     models, m = run.study.models, len(run.study.models)
     problems: list[str] = []
@@ -163,7 +185,7 @@ def _gather(run: Run, report: Report) -> _Gathered:
     for b, model in enumerate(models):
         report(0, m, "model")
         try:
-            outlines[b] = _outline(run, model, next(iter(outlines.values()), None))
+            outlines[b] = checked_outline(run, model, next(iter(outlines.values()), None))
         except (MissingInputError, BadFileError) as error:
             problems.append(str(error))
     n_images = len(next(iter(outlines.values())).labels) if outlines else 0
@@ -217,7 +239,7 @@ def _gather(run: Run, report: Report) -> _Gathered:
             problems.append(f"{path} covers an older attack of {names}: run the evaluate stage")
         if names := _names(models, misshown[:, b]):
             problems.append(f"{path}: the images shown of {names} are not X_AB; delete it and run the evaluate stage")
-    return _Gathered(n_images, correct, fooled, measured, predicted, problems)
+    return Gathered(n_images, correct, fooled, measured, predicted, problems)
 
 
 def _readers() -> int:
@@ -226,7 +248,12 @@ def _readers() -> int:
     return min(4, cores)
 
 
-def _outline(run: Run, model: Model, first: Outline | None) -> Outline:
+def checked_outline(run: Run, model: Model, first: Outline | None) -> Outline:
+    """What a model's predictions say of clean images, checked to be of this run and of the image set of `first`.
+
+    Raises:
+        MissingInputError, BadFileError: there are none, or they are not.
+    """
     path = run.dir.predictions(model.key)
     found = predictions.outline(path)
     check_provenance(run, model, path, found.provenance)

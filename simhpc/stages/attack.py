@@ -83,7 +83,7 @@ def _attack(
     import torch
 
     from simhpc.attacks.attack import attack_images
-    from simhpc.attacks.batches import predict
+    from simhpc.attacks.batches import predict, predict_probabilities
     from simhpc.seeds import derive_seed
     from simhpc.stages.clean_accuracy import check_accuracy
     from simhpc.stages.method import settings_of
@@ -91,7 +91,7 @@ def _attack(
     from simhpc.store.adversarial import AdversarialSet
 
     model, settings, target = run.study.model(task.model), run.study.attack, victim.target
-    clean_pred, clean_margin = predict(target, clean, labels, size)
+    clean_pred, clean_margin, probabilities = predict_probabilities(target, clean, labels, size)
     check_accuracy(model, clean_pred.numpy().astype(np.int32), labels.numpy().astype(np.int32))
     index = torch.nonzero(clean_pred == labels).squeeze(1)
     origin = provenance(run, model, victim, size)
@@ -129,6 +129,7 @@ def _attack(
         index=index.numpy().astype(np.int32),
         clean_pred=clean_pred.numpy().astype(np.int32),
         clean_margin=to_float16(clean_margin),
+        clean_probabilities=probabilities.numpy(),
         adv_pred=adv_pred.numpy().astype(np.int32),
         n_fooled=n_fooled,
     ).save(run.dir.adversarial(model.key))

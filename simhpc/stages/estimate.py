@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.stages import STAGES, done_tasks, shown, stage_module, validity
+from simhpc.stages import ALL_STAGES, done_tasks, representations, shown, stage_module, validity
 from simhpc.stages.task import ALL, Task
 from simhpc.store import checkpoint, hdf5, image_set, predictions
 from simhpc.study import Model, Study
@@ -23,18 +23,26 @@ from simhpc.study import Model, Study
 if TYPE_CHECKING:
     from simhpc.zoo.cost import Cost
 
-HOST_BYTES = {"train": 470 << 20, "attack": 410 << 20, "evaluate": 410 << 20, "aggregate": 140 << 20}
+HOST_BYTES = {
+    "train": 470 << 20,
+    "attack": 410 << 20,
+    "evaluate": 410 << 20,
+    "aggregate": 140 << 20,
+    "distill": 480 << 20,
+    "representations": 410 << 20,
+}
 """Memory of a task that has imported all it needs and loaded nothing yet, by stage (seen with a CPU build of torch)."""
 START_S = 5.0
 """From the start of a task to its first image, where it was not measured: imports, building, loading weights."""
 
 _TRAINING_FORWARDS = 3  # forward pass, gradient of the activations, gradient of the weights
-_FLOAT_BYTES = 4
+_FLOAT_BYTES, _HALF_BYTES = 4, 2
 _SLACK = 1.3  # the CPU's allocator keeps pieces that were freed; seen: 1.0 (convolutions) to 1.4 (transformers)
 _FLOAT_COPIES = 8  # of a batch's pixels: clean, noise, start, both bounds, iterate, gradient, normalised
 _HEADER_BYTES = 7 << 10
 _TEXT_BYTES = 16, 19  # of a string in HDF5, besides its characters: in the dataset, and where it lies
 _NAME_CHARACTERS = 24
+_MOST_FEATURES = 2688  # dpn107
 _PICTURE_BYTES = 150 << 10
 
 
@@ -160,10 +168,11 @@ def look(run: Run) -> Facts:
         source = open_source(study.images)
         num_classes, counts[study.images.source] = len(source.classes), len(source.labels)
     training_images, accuracy = {}, {}
-    for model in study.models:
+    keys = {model.key for model in study.models}
+    for model in (*study.models, *(student.model for student in study.students)):
         if model.training is None:
             continue
-        held = _trained(run, model) if exists else None
+        held = _trained(run, model) if exists and model.key in keys else None
         if held is not None:
             training_images[model.key] = int(held["training_images"])
             accuracy[model.key] = float(held["accuracy"])
@@ -175,13 +184,12 @@ def look(run: Run) -> Facts:
     if not exists:
         return Facts(num_classes, training_images, accuracy, frozenset(), {})
     with validity.shared_sources(run):
-        done = done_tasks(run, STAGES)
+        done = done_tasks(run, ALL_STAGES)
         headers = validity.usable_sources(run).headers
         accuracy |= {key: header.n_attacked / header.n_images for key, header in headers.items()}
         hashes = {key: header.content_sha256 for key, header in headers.items()}
         covered = {model.key: _covered(run, model, hashes) for model in study.models}
     # `evaluate` counts an evaluation as done when it covers what is there now; more sources are coming.
-    keys = {model.key for model in study.models}
     waiting = {Task("evaluate", key) for key in keys if covered[key] != keys}
     if waiting:
         waiting.add(Task("aggregate", ALL))
@@ -202,7 +210,7 @@ def _covered(run: Run, model: Model, hashes: Mapping[str, str]) -> frozenset[str
     path = run.dir.predictions(model.key)
     try:
         validity.check_provenance(run, model, path, predictions.header(path).provenance)
-        held = predictions.load(path)
+        held = predictions.outline(path)
     except (MissingInputError, BadFileError):
         return frozenset()
     pairs = zip(held.sources, held.source_sha256, strict=True)
@@ -215,7 +223,7 @@ def count_costs(study: Study, num_classes: int) -> dict[str, Cost]:
 
     found: dict[str, Cost] = {}
     known: dict[str, Cost] = {}
-    for model in study.models:
+    for model in (*study.models, *(student.model for student in study.students)):
         arguments = [model.timm_name, model.is_trained_here, model.args, model.data.model_dump(mode="json")]
         alike = json.dumps(arguments, sort_keys=True)
         if alike not in known:
@@ -232,6 +240,7 @@ def estimate(
     accuracy: float,
     speeds: Mapping[str, Speed] | None = None,
     on_gpu: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> Estimate:
     """Put everything together.
 
@@ -240,8 +249,9 @@ def estimate(
         accuracy: of models of which it is not known yet (a fraction).
         speeds: by model key; None for arithmetic alone.
         on_gpu: stages that compute on a GPU.
+        optional: stages of `OPTIONAL_STAGES` that are done too.
     """
-    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate()
+    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate(optional)
 
 
 class _Estimator:
@@ -258,7 +268,7 @@ class _Estimator:
         self._on_gpu = on_gpu
         self._accuracy = {model.key: facts.accuracy.get(model.key, accuracy) for model in run.study.models}
 
-    def estimate(self) -> Estimate:
+    def estimate(self, optional: Collection[str]) -> Estimate:
         make = {"train": self._train, "attack": self._attack, "evaluate": self._evaluate}
         tasks = [
             make[stage](self._study.model(task.model), task)
@@ -266,7 +276,23 @@ class _Estimator:
             for task in stage_module(stage).tasks(self._run)
         ]
         tasks += [self._aggregate(task) for task in stage_module("aggregate").tasks(self._run)]
-        names = {"train": "checkpoints", "attack": "adversarial", "evaluate": "predictions", "aggregate": "similarity"}
+        students = {student.key: student for student in self._study.students}
+        for task in stage_module("distill").tasks(self._run):
+            student = students[task.model]
+            teacher = self._study.model(student.teacher)
+            tasks.append(self._train(student.model, task, teacher, is_asked_once=student.distillation.cache_teacher))
+        if representations.STAGE in optional:
+            tasks += [
+                self._representations(self._study.model(task.model), task) for task in representations.tasks(self._run)
+            ]
+        names = {
+            "train": "checkpoints",
+            "attack": "adversarial",
+            "evaluate": "predictions",
+            "aggregate": "similarity",
+            "distill": "students",
+            "representations": "representations",
+        }
         images = images_bytes(self._study, self._facts.num_classes)
         files = {"images.h5": (images, images)}
         for stage, name in names.items():
@@ -292,12 +318,16 @@ class _Estimator:
     def _path(self, task: Task) -> Path:
         where = {
             "train": self._run.dir.checkpoint,
+            "distill": self._run.dir.checkpoint,
             "attack": self._run.dir.adversarial,
             "evaluate": self._run.dir.predictions,
+            "representations": self._run.dir.representations,
         }
         return where[task.stage](task.model)
 
-    def _train(self, model: Model, task: Task) -> TaskEstimate:
+    def _train(
+        self, model: Model, task: Task, teacher: Model | None = None, *, is_asked_once: bool = False
+    ) -> TaskEstimate:
         settings, cost = model.training, self._costs[model.key]
         assert settings is not None
         available = self._facts.training_images[model.key]
@@ -316,6 +346,15 @@ class _Estimator:
         # With gradients, the optimiser's two moments and the average.
         network_bytes = (5 if settings.ema_decay else 4) * cost.weight_bytes
         batch_bytes = -(-batch // settings.accumulation) * (cost.training_bytes + cost.forward_bytes)
+        loading = 0
+        if teacher is not None:
+            of_teacher, asked = self._costs[teacher.key], available if is_asked_once else shown
+            flops += asked * of_teacher.forward_flops
+            if seconds is not None and (of_speed := self._speed(teacher)) is not None:
+                seconds += asked * of_speed.forward_s
+            network_bytes += of_teacher.weight_bytes
+            batch_bytes += -(-batch // settings.accumulation) * of_teacher.forward_bytes
+            loading = self._loading_bytes(of_teacher)
         written = checkpoint_bytes(cost)
         return self._task(
             task,
@@ -325,6 +364,7 @@ class _Estimator:
             host=self._chosen_bytes() + 2 * clean_bytes + cost.weight_bytes,
             weights=network_bytes,
             activations=batch_bytes,
+            loading=loading,
             written=(written, written),
         )
 
@@ -333,6 +373,7 @@ class _Estimator:
         assert attack.steps is not None
         steps = attack.steps * attack.restarts
         cost, side = self._costs[model.key], self._attacked_side(model)
+        classes = self._facts.num_classes
         n_attacked = round(n * self._accuracy[model.key])
         # Clean images, stored ones, and of several restarts each, to choose between them.
         passes = 1 + (attack.restarts if attack.restarts > 1 else 0)
@@ -343,7 +384,7 @@ class _Estimator:
             step_s = speed.start_s + padded(n, batch) * speed.forward_s + batch * steps * speed.gradient_s
         own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(side)
         # The images that are attacked and what becomes of them; later, the file and what is read back from it.
-        pairs = 2 * n * pixels(side)
+        pairs = 2 * n * (pixels(side) + self._probabilities_bytes())
         per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
         return self._task(
             task,
@@ -354,7 +395,7 @@ class _Estimator:
             weights=cost.weight_bytes,
             activations=cost.saved_fixed_bytes + batch * per_image,
             loading=self._loading_bytes(cost),
-            written=(adversarial_bytes(n, n_attacked, side), adversarial_bytes(n, n, side)),
+            written=(adversarial_bytes(n, n_attacked, side, classes), adversarial_bytes(n, n, side, classes)),
             read=images_bytes(self._study, self._facts.num_classes),
         )
 
@@ -372,8 +413,9 @@ class _Estimator:
         own_side = self._attacked_side(model)
         # The part that is shown, the one that is read meanwhile, and what both are picked from.
         host = self._chosen_bytes() + 4 * min(n, shown.BATCHES * batch) * pixels(largest)
-        host += 3 * len(models) * n * 6
-        written = predictions_bytes(n, len(models))
+        # Kept from earlier, to be kept, and what is written of it.
+        host += 3 * n * (6 * len(models) + self._probabilities_bytes())
+        written = predictions_bytes(n, len(models), self._facts.num_classes)
         sets = {
             source.key: round(n * self._accuracy[source.key]) * pixels(self._attacked_side(source)) for source in models
         }
@@ -400,6 +442,31 @@ class _Estimator:
         share = min(1.0, self._accuracy[target.key] / self._accuracy[source.key])
         return padded(round(n_source * share), batch)
 
+    def _representations(self, model: Model, task: Task) -> TaskEstimate:
+        n, batch, cost = self._study.images.n, self._study.resources.batch_size, self._costs[model.key]
+        n_gradients, side = representations.n_gradients(self._study), self._study.images.size_px or 8
+        forward = padded(n, batch)
+        gradient = representations.PASSES_PER_GRADIENT * padded(n_gradients, batch)
+        speed, seconds = self._speed(model), None
+        if speed is not None:
+            seconds = speed.start_s + forward * speed.forward_s + gradient * speed.gradient_s
+        written = representations_bytes(n, n_gradients, side)
+        own_clean = 0 if self._study.attack.grid == "canonical" else n * pixels(self._attacked_side(model))
+        values = n * _MOST_FEATURES * (_FLOAT_BYTES + 2) + n_gradients * 2 * pixels(side)
+        per_image = cost.saved_bytes + cost.forward_bytes + _FLOAT_COPIES * _FLOAT_BYTES * pixels(side)
+        return self._task(
+            task,
+            flops=forward * cost.forward_flops + gradient * cost.gradient_flops,
+            seconds=seconds,
+            step_s=seconds,
+            host=self._chosen_bytes() + own_clean + values,
+            weights=cost.weight_bytes,
+            activations=cost.saved_fixed_bytes + batch * per_image,
+            loading=self._loading_bytes(cost),
+            written=(written, written),
+            read=images_bytes(self._study, self._facts.num_classes),
+        )
+
     def _aggregate(self, task: Task) -> TaskEstimate:
         m, n = len(self._study.models), self._study.images.n
         written = similarity_bytes(m)
@@ -412,7 +479,8 @@ class _Estimator:
             weights=0,
             activations=0,
             written=(written, written),
-            read=m * predictions_bytes(n, m),
+            # Probabilities lie there unread.
+            read=m * predictions_bytes(n, m, 0),
         )
 
     def _task(
@@ -458,6 +526,10 @@ class _Estimator:
         """While a model is made faster: in double precision twice, with two images' input gradients."""
         return self._chosen_bytes() + 5 * cost.weight_bytes + 2 * 2 * (cost.saved_bytes + cost.forward_bytes)
 
+    def _probabilities_bytes(self) -> int:
+        """Of one clean image."""
+        return _HALF_BYTES * self._facts.num_classes
+
     def _chosen_bytes(self) -> int:
         return self._study.images.n * pixels(self._study.images.size_px or 8)
 
@@ -484,17 +556,34 @@ def images_bytes(study: Study, num_classes: int) -> int:
     return _HEADER_BYTES + hdf5.stored_bytes((n, 3, side, side), 1) + hdf5.stored_bytes((n,), 4) + texts
 
 
-def adversarial_bytes(n: int, n_attacked: int, side_px: int) -> int:
-    """Size of `adversarial/<model>.h5`: the images of X_A, and five numbers or fewer for each of the N."""
+def adversarial_bytes(n: int, n_attacked: int, side_px: int, num_classes: int) -> int:
+    """Size of `adversarial/<model>.h5`: the images of X_A, and of each of the N probabilities and a few numbers."""
     datasets: list[tuple[tuple[int, ...], int]] = [((n_attacked, 3, side_px, side_px), 1)]
+    datasets += [((n, num_classes), _HALF_BYTES)]
     datasets += [((n_attacked,), 4), ((n,), 4), ((n,), 2), ((n_attacked,), 4)]
     return _HEADER_BYTES + _stored(datasets)
 
 
-def predictions_bytes(n: int, n_sources: int) -> int:
-    """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones."""
-    datasets = [((n,), 4), ((n,), 4), ((n,), 2), ((n_sources, n), 4), ((n_sources, n), 2)]
+def predictions_bytes(n: int, n_sources: int, num_classes: int) -> int:
+    """Size of `predictions/<model>.h5`: a class and a margin for each of M x N attacked images and N clean ones, and
+    probabilities of the clean ones.
+    """
+    datasets = [
+        ((n, num_classes), _HALF_BYTES),
+        ((n,), 4),
+        ((n,), 4),
+        ((n,), 2),
+        ((n_sources, n), 4),
+        ((n_sources, n), 2),
+    ]
     return _HEADER_BYTES + _stored(datasets) + _texts(n_sources, _NAME_CHARACTERS) + _texts(n_sources, 64)
+
+
+def representations_bytes(n: int, n_gradients: int, side_px: int) -> int:
+    """Size of `representations/<model>.h5` with as many features as any of the paper's 69 models has, at most."""
+    datasets: list[tuple[tuple[int, ...], int]] = [((n, _MOST_FEATURES), 2), ((n_gradients, 3, side_px, side_px), 2)]
+    datasets += [((1,), 8), ((n_gradients,), 4), ((n_gradients,), 4), ((n_gradients,), 4)]
+    return _HEADER_BYTES + _stored(datasets)
 
 
 def similarity_bytes(m: int) -> int:

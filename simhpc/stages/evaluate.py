@@ -64,7 +64,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     device = runtime.set_up_torch(run.study)
     model = run.study.model(task.model)
     own = adversarial_header(run, model)
-    clean_pred, clean_margin = adversarial.load_clean(run.dir.adversarial(model.key))
+    clean_pred, clean_margin, clean_probabilities = adversarial.load_clean(run.dir.adversarial(model.key))
     chosen = image_set.load(run.dir.images)
     labels = chosen.labels
     victim = runtime.load_fast(run, model, chosen, device)
@@ -101,6 +101,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             labels=labels,
             clean_pred=clean_pred,
             clean_margin=clean_margin,
+            clean_probabilities=clean_probabilities,
             sources=names,
             source_sha256=[sources[key].content_sha256 for key in names],
             adv_pred=adv_pred[rows],

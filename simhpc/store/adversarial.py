@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
-KIND, VERSION = "simhpc-adversarial", 2
+KIND, VERSION = "simhpc-adversarial", 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class AdversarialSet:
         index: int32 (N_A,), increasing positions in the image set: X_A, the images classified correctly.
         clean_pred: int32 (N,), predicted class of every clean image.
         clean_margin: float16 (N,), true-class margin of every clean image.
+        clean_probabilities: float16 (N, K), softmax of the logits of every clean image.
         adv_pred: int32 (N_A,), the model's own prediction on `images`.
     """
 
@@ -54,6 +55,7 @@ class AdversarialSet:
     index: NDArray[np.int32]
     clean_pred: NDArray[np.int32]
     clean_margin: NDArray[np.float16]
+    clean_probabilities: NDArray[np.float16]
     adv_pred: NDArray[np.int32]
     n_fooled: int
 
@@ -75,6 +77,7 @@ class AdversarialSet:
                 "index": self.index,
                 "clean_pred": self.clean_pred,
                 "clean_margin": self.clean_margin,
+                "clean_probabilities": self.clean_probabilities,
                 "adv_pred": self.adv_pred,
             },
         )
@@ -91,6 +94,7 @@ def header(path: Path) -> Header:
         attributes = hdf5.attributes_of(file)
         n, n_attacked, size_px = (hdf5.attribute(path, attributes, k) for k in ("n_images", "n_attacked", "size_px"))
         hdf5.dataset(path, file, "images", dtype="uint8", shape=(n_attacked, 3, size_px, size_px))
+        hdf5.dataset(path, file, "clean_probabilities", dtype="float16", shape=(n, None))
         for name, dtype, length in _COLUMNS:
             hdf5.dataset(path, file, name, dtype=dtype, shape=({"N": n, "N_A": n_attacked}[length],))
     return Header(
@@ -120,12 +124,13 @@ def load_index(path: Path) -> NDArray[np.int32]:
         return index
 
 
-def load_clean(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-    """Clean predictions int32 (N,) and true-class margins float16 (N,) of every image."""
+def load_clean(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float16], NDArray[np.float16]]:
+    """Of every clean image: prediction int32 (N,), true-class margin float16 (N,), probabilities float16 (N, K)."""
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         return (
             hdf5.read(path, file, "clean_pred", dtype="int32", shape=(None,)),
             hdf5.read(path, file, "clean_margin", dtype="float16", shape=(None,)),
+            hdf5.read(path, file, "clean_probabilities", dtype="float16", shape=(None, None)),
         )
 
 
@@ -147,19 +152,31 @@ def iterate_images(path: Path, batch_size: int) -> Iterator[NDArray[np.uint8]]:
             raise BadFileError(f"{path}: the data of 'images' do not match their checksum: delete it and run again")
 
 
+def load_some(path: Path, rows: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Some of the images and the model's own answers to them: uint8 (R, 3, H, W), int32 (R,), R being len(rows).
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened` and `hdf5.read_rows`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        images = hdf5.read_rows(path, file, "images", rows, dtype="uint8", shape=(None, 3, None, None))
+        return images, hdf5.read(path, file, "adv_pred", dtype="int32", shape=(None,))[list(rows)]
+
+
 def load(path: Path) -> AdversarialSet:
     """Read and check the whole file."""
     head = header(path)
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         images = hdf5.read(path, file, "images", dtype="uint8", shape=(None, 3, None, None))
         adv_pred = hdf5.read(path, file, "adv_pred", dtype="int32", shape=(None,))
-    clean_pred, clean_margin = load_clean(path)
+    clean_pred, clean_margin, clean_probabilities = load_clean(path)
     return AdversarialSet(
         provenance=head.provenance,
         images=images,
         index=load_index(path),
         clean_pred=clean_pred,
         clean_margin=clean_margin,
+        clean_probabilities=clean_probabilities,
         adv_pred=adv_pred,
         n_fooled=head.n_fooled,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +86,56 @@ def load(path: Path) -> ImageSet:
         )
 
 
+def load_span(path: Path, first: int, last: int) -> NDArray[np.uint8]:
+    """Images `first` to `last`, exclusive: uint8 (last - first, 3, S, S); only their chunks' checksums are checked."""
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        found: NDArray[np.uint8] = hdf5.dataset(path, file, "images", dtype="uint8", shape=(None, 3, None, None))[
+            first:last
+        ]
+        return found
+
+
+def load_some(path: Path, positions: Sequence[int]) -> ImageSet:
+    """The set with some of its images only: `images`, `labels`, `ids` and `content_ids` are theirs, in this order.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened` and `hdf5.read_rows`.
+    """
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        attributes = hdf5.attributes_of(file)
+        labels = hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+        n = len(labels)
+        ids, content_ids = (hdf5.read(path, file, name, dtype="str", shape=(n,)) for name in ("ids", "content_ids"))
+        return ImageSet(
+            images=hdf5.read_rows(path, file, "images", positions, dtype="uint8", shape=(n, 3, None, None)),
+            labels=labels[list(positions)],
+            ids=[str(ids[position]) for position in positions],
+            content_ids=[str(content_ids[position]) for position in positions],
+            classes=list(hdf5.read(path, file, "classes", dtype="str", shape=(None,))),
+            source=hdf5.attribute(path, attributes, "source"),
+            settings_sha256=hdf5.attribute(path, attributes, "study_sha256"),
+            sha256=_identity(file),
+        )
+
+
+def load_labels(path: Path) -> NDArray[np.int32]:
+    """Class index of every image: int32 (N,)."""
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        return hdf5.read(path, file, "labels", dtype="int32", shape=(None,))
+
+
 @cached_by_file
 def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         return _identity(file)
+
+
+def identity_of(chosen: ImageSet) -> str:
+    """The same of a set in memory."""
+    texts = np.array(chosen.ids, dtype=object)
+    arrays = {"ids": texts, "images": chosen.images, "labels": chosen.labels}
+    return hdf5.combined_sha256({name: hdf5.sha256_of(array) for name, array in arrays.items()})
 
 
 def _identity(file: hdf5.File) -> str:

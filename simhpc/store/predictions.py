@@ -6,6 +6,7 @@ the weights or a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -22,7 +23,9 @@ from simhpc.store import hdf5
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
-KIND, VERSION = "simhpc-predictions", 2
+KIND, VERSION = "simhpc-predictions", 3
+
+_PROBABILITIES = "clean/probabilities"
 
 NOT_SHOWN = -1
 """Prediction of an image that was not shown: outside X_AB, it can enter no measure."""
@@ -36,6 +39,7 @@ class PredictionSet:
         labels: int32 (N,), true classes of the image set.
         clean_pred: int32 (N,), predictions on the clean images.
         clean_margin: float16 (N,), logit of the true class minus the largest other logit.
+        clean_probabilities: float16 (N, K), softmax of the logits on the clean images.
         sources: M keys of the attacked models A.
         source_sha256: M `content_sha256` of their adversarial sets.
         adv_pred: int32 (M, N), B's prediction on A's version of image i, or `NOT_SHOWN` outside X_AB.
@@ -46,6 +50,7 @@ class PredictionSet:
     labels: NDArray[np.int32]
     clean_pred: NDArray[np.int32]
     clean_margin: NDArray[np.float16]
+    clean_probabilities: NDArray[np.float16]
     sources: list[str]
     source_sha256: list[str]
     adv_pred: NDArray[np.int32]
@@ -62,6 +67,7 @@ class PredictionSet:
                 "labels": self.labels,
                 "clean/pred": self.clean_pred,
                 "clean/margin": self.clean_margin,
+                _PROBABILITIES: self.clean_probabilities,
                 "adversarial/source": np.array(self.sources, dtype=object),
                 "adversarial/source_sha256": np.array(self.source_sha256, dtype=object),
                 "adversarial/pred": self.adv_pred,
@@ -84,6 +90,7 @@ def load(path: Path) -> PredictionSet:
             labels=found.labels,
             clean_pred=found.clean_pred,
             clean_margin=hdf5.read(path, file, "clean/margin", dtype="float16", shape=(n,)),
+            clean_probabilities=hdf5.read(path, file, _PROBABILITIES, dtype="float16", shape=(n, None)),
             sources=found.sources,
             source_sha256=found.source_sha256,
             adv_pred=hdf5.read(path, file, "adversarial/pred", dtype="int32", shape=(m, n)),
@@ -93,15 +100,18 @@ def load(path: Path) -> PredictionSet:
 
 @dataclass(frozen=True)
 class Outline:
-    """All of a file but the answers to adversarial images, which are nearly all of its bytes, and the margins.
+    """All of a file but the answers to adversarial images and the probabilities, which are nearly all of its bytes,
+    and the margins.
 
     Attributes:
         content_sha256: identity of the whole content.
+        num_classes: K, of the model; where a study says so, not that of the image set.
         labels, clean_pred, sources, source_sha256: as in `PredictionSet`.
     """
 
     provenance: Provenance
     content_sha256: str
+    num_classes: int
     labels: NDArray[np.int32]
     clean_pred: NDArray[np.int32]
     sources: list[str]
@@ -126,6 +136,7 @@ def _outline(path: Path, file: h5py.File) -> Outline:
     return Outline(
         provenance=Provenance.from_attributes(path, attributes),
         content_sha256=str(hdf5.attribute(path, attributes, "content_sha256")),
+        num_classes=hdf5.dataset(path, file, _PROBABILITIES, dtype="float16", shape=(len(labels), None)).shape[1],
         labels=labels,
         clean_pred=hdf5.read(path, file, "clean/pred", dtype="int32", shape=(len(labels),)),
         # The same texts stand in every file: who reads a thousand shall not hold a million of them.
@@ -145,9 +156,7 @@ def iterate_adversarial(path: Path, of: Outline) -> Iterator[NDArray[np.int32]]:
             match their checksum, this comes after the last slice. Results are to be kept only once the iteration
             has ended.
     """
-    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        if file.attrs.get("content_sha256") != of.content_sha256:
-            raise BadFileError(f"{path} was replaced while it was being read: run again")
+    with _opened_again(path, of) as file:
         shape = (len(of.sources), len(of.labels))
         found = hdf5.dataset(path, file, "adversarial/pred", dtype="int32", shape=shape)
         digest = hdf5.ArrayHash("<i4", shape)
@@ -157,9 +166,44 @@ def iterate_adversarial(path: Path, of: Outline) -> Iterator[NDArray[np.int32]]:
             digest.update(pred)
             yield pred
         if digest.hexdigest() != found.attrs.get("sha256"):
-            raise BadFileError(
-                f"{path}: the data of 'adversarial/pred' do not match their checksum: delete it and run again"
-            )
+            raise BadFileError(_altered(path, "adversarial/pred"))
+
+
+def iterate_probabilities(path: Path, of: Outline) -> Iterator[NDArray[np.float16]]:
+    """`clean_probabilities` in blocks of images, in order: float16 (R, K), a megabyte each.
+
+    Files of the same image set and as many classes have blocks of the same images, so that those of many models can be
+    walked through side by side. No file stays open between two blocks: a process may not open a thousand.
+
+    Args:
+        of: what `outline(path)` has returned.
+
+    Raises:
+        MissingInputError, BadFileError: as from `iterate_adversarial`, a wrong checksum after the last block.
+    """
+    with _opened_again(path, of) as file:
+        found = hdf5.dataset(path, file, _PROBABILITIES, dtype="float16", shape=(len(of.labels), of.num_classes))
+        rows, stored = found.chunks[0] if found.chunks else 1, found.attrs.get("sha256")
+        digest = hdf5.ArrayHash("<f2", found.shape)
+    for start in range(0, len(of.labels), rows):
+        with _opened_again(path, of) as file:
+            block: NDArray[np.float16] = file[_PROBABILITIES][start : start + rows]
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != stored:
+        raise BadFileError(_altered(path, _PROBABILITIES))
+
+
+@contextlib.contextmanager
+def _opened_again(path: Path, of: Outline) -> Iterator[h5py.File]:
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        if file.attrs.get("content_sha256") != of.content_sha256:
+            raise BadFileError(f"{path} was replaced while it was being read: run again")
+        yield file
+
+
+def _altered(path: Path, name: str) -> str:
+    return f"{path}: the data of {name!r} do not match their checksum: delete it and run again"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from simhpc.attacks import method
 from simhpc.attacks.attack import NonFiniteGradientError, attack_images
-from simhpc.attacks.batches import NonFiniteLogitsError, Target, fixed_size_batches, predict, true_class_margin
+from simhpc.attacks.batches import (
+    NonFiniteLogitsError,
+    Target,
+    fixed_size_batches,
+    predict,
+    predict_probabilities,
+    true_class_margin,
+)
 
 CPU = torch.device("cpu")
 
@@ -158,9 +165,22 @@ def test_predictions_do_not_depend_on_the_batch_size(target):
     torch.testing.assert_close(margin_one, margin_other, rtol=1e-4, atol=1e-4)
 
 
+def test_probabilities_are_the_softmax_in_16_bits(target):
+    classifier, images, labels = target
+    classes, margins, probabilities = predict_probabilities(Target(classifier, CPU), images, labels, 7)
+    assert probabilities.dtype == torch.float16
+    with torch.no_grad():
+        exact = classifier(images.float() / 255).double()
+    exact = exact.exp() / exact.exp().sum(1, keepdim=True)
+    torch.testing.assert_close(probabilities.double(), exact, rtol=2**-11 + 1e-4, atol=2**-25)
+    alone = predict(Target(classifier, CPU), images, labels, 7)
+    assert torch.equal(classes, alone[0])
+    assert torch.equal(margins, alone[1])
+
+
 def test_a_model_that_answers_nan_is_an_error_and_not_class_zero():
     images = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
     broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
     torch.nn.init.constant_(broken[1].weight, float("nan"))
     with pytest.raises(NonFiniteLogitsError):
-        predict(Target(broken, CPU), images, torch.zeros(3, dtype=torch.int64), 2)
+        predict_probabilities(Target(broken, CPU), images, torch.zeros(3, dtype=torch.int64), 2)

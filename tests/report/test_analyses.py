@@ -16,6 +16,7 @@ from simhpc.analysis import importance as regression
 from simhpc.report import clusters as clusters_report
 from simhpc.report import importance as importance_report
 from simhpc.report import tables
+from simhpc.report.families import styles
 from simhpc.report.figure import write_svg_and_png
 
 FAST = regression.Settings(boosting=regression.Boosting(stages=5, max_depth=2), repeats=2, resamples=50)
@@ -28,6 +29,10 @@ def inputs(m, seed=0):
     base = np.array([row[0] for row in values])
     noise = random.normal(0, 0.1, (m, m))
     return 2.0 + (base[:, None] == base) + (noise + noise.T) / 2, values, [f"model-{k}" for k in range(m)]
+
+
+def families(m):
+    return [("CNN", "Transformer", "mine")[k % 3] for k in range(m)]
 
 
 def clustered(m, k=None, **changes):
@@ -78,7 +83,7 @@ def test_importance_table_is_ranked_and_says_nan(tmp_path):
 @pytest.mark.parametrize(("m", "k"), [(3, 2), (9, None), (69, 10)])
 def test_clusters_figure_is_ordered_framed_and_named(m, k):
     found, matrix, names = clustered(m, k)
-    figure = clusters_report.draw(found, matrix, names, title="x")
+    figure = clusters_report.draw(found, matrix, names, families(m), title="x")
     left, right = figure.axes[:2]
     order = clusters_report.order(found)
     rows = [label.get_text() for label in left.get_yticklabels()]
@@ -88,6 +93,13 @@ def test_clusters_figure_is_ordered_framed_and_named(m, k):
     assert len(left.lines) == 2 * found.labels.max()
     np.testing.assert_array_equal(left.collections[0].get_array(), matrix[np.ix_(order, order)])
     assert sorted(label.get_text().split()[1] for label in right.get_yticklabels()) == sorted(names)
+    of = styles(families(m))
+    for texts in (left.get_xticklabels(), left.get_yticklabels(), right.get_yticklabels()):
+        for text in texts:
+            name = next(word for word in text.get_text().split() if word.startswith("model-"))
+            assert text.get_color() == of[families(m)[names.index(name)]].text
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CNN", "mine", "Transformer"]
+    assert sum(len(each.get_offsets()) for each in right.collections) == m
     assert len(right.lines) == m - 1
     joins = sorted(line.get_xdata().min() for line in right.lines)
     np.testing.assert_allclose(joins, np.sort(found.height_at_zero - found.tree[:, 2]))
@@ -99,7 +111,7 @@ def test_one_cluster_and_left_out_models_can_be_drawn():
     matrix = np.full((4, 4), 3.0)
     matrix[3] = matrix[:, 3] = np.nan
     found = clustering.clusters(matrix, clustering.Settings(runs=2))
-    figure = clusters_report.draw(found, matrix, list("abcd"), title="x")
+    figure = clusters_report.draw(found, matrix, list("abcd"), families(4), title="x")
     assert figure.get_suptitle() == "x: 1 cluster, mean stability 1.00"
     assert "d  1" not in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
@@ -112,7 +124,7 @@ def test_of_very_many_models_only_some_are_named():
         kept=np.arange(m), left_out=np.arange(0), labels=labels, stability=np.ones(m), coassignment=np.ones((m, m)),
         choices=[], k_by_eigengap=1, k_by_silhouette=1, tree=tree, height_at_zero=4.0, n_clipped=0, notes=[],
     )  # fmt: skip
-    figure = clusters_report.draw(found, np.eye(m), [f"m{k}" for k in range(m)], title="x")
+    figure = clusters_report.draw(found, np.eye(m), [f"m{k}" for k in range(m)], families(m), title="x")
     assert len(figure.axes[0].get_yticklabels()) == len(figure.axes[1].get_yticklabels()) == 101
 
 
@@ -136,7 +148,7 @@ def test_cluster_tables(tmp_path):
 def test_files_are_whole_the_same_each_time_and_need_no_network(tmp_path):
     found, matrix, names = clustered(9, 3)
     for name in ("one", "two"):
-        figure = clusters_report.draw(found, matrix, names, title="x < y & z")
+        figure = clusters_report.draw(found, matrix, names, families(9), title="x < y & z")
         write_svg_and_png(figure, tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
     for suffix in ("svg", "png"):
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from simhpc.report import heatmap
+from simhpc.report.families import styles
 from simhpc.store.similarity import SimilarityMatrix
 
 
@@ -62,3 +63,17 @@ def test_unknown_cells_are_grey_and_the_rest_has_its_colour(tmp_path):
     assert colours[191, 191, 191] > cell  # 0.75 grey
     assert colours[0, 34, 78] > cell  # cividis at its lower end
     assert colours[254, 232, 56] > cell  # and at its upper
+
+
+def test_names_have_the_colours_of_their_families():
+    sat = np.where(np.equal.outer([0, 1, 0, 1], [0, 1, 0, 1]), 4.0, 1.0)
+    families = ["CNN", "Transformer", "CNN", "unknown"]
+    figure = heatmap.draw(matrix(4, sat), title="x", families=families)
+    of = styles(families)
+    for texts in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert {text.get_text(): text.get_color() for text in texts} == {
+            f"model-{k}": of[family].text for k, family in enumerate(families)
+        }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CNN", "Transformer", "unknown"]
+    assert not heatmap.draw(matrix(4, sat), title="x", families=["CNN"] * 4).legends
+    assert not heatmap.draw(matrix(4, sat), title="x").legends

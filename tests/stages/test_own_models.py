@@ -93,6 +93,7 @@ def test_a_trained_checkpoint_that_was_moved_gives_the_same_predictions(finished
         assert ours.provenance.weights_sha256 == theirs.provenance.weights_sha256
         np.testing.assert_array_equal(ours.clean_pred, theirs.clean_pred)
         np.testing.assert_array_equal(ours.clean_margin, theirs.clean_margin)
+        np.testing.assert_array_equal(ours.clean_probabilities, theirs.clean_probabilities)
         np.testing.assert_array_equal(ours.adv_pred, theirs.adv_pred)
         attacked = (adversarial.load(each.dir.adversarial(model.key)).images for each in (run, finished))
         np.testing.assert_array_equal(*attacked)

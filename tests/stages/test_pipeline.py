@@ -94,6 +94,27 @@ def test_self_fooling_of_the_attack_is_that_of_the_evaluation(finished):
         assert np.isnan(seen.adv_margin[row][~shown]).all()
 
 
+def test_probabilities_are_of_the_clean_images_in_both_files(finished):
+    for model in finished.study.models:
+        attacked = adversarial.load(finished.dir.adversarial(model.key))
+        seen = predictions.load(finished.dir.predictions(model.key))
+        assert seen.clean_probabilities.tobytes() == attacked.clean_probabilities.tobytes()
+        assert seen.clean_probabilities.shape == (70, 10)
+        exact = seen.clean_probabilities.astype(float)
+        np.testing.assert_allclose(exact.sum(axis=1), 1.0, atol=5e-4 + 10 * 3e-8)
+        # In the same order as the images, and of the same answers: the chosen class is the likeliest, and the margin of
+        # the logits is the logarithm of a quotient of probabilities.
+        of_chosen = exact[np.arange(70), seen.clean_pred]
+        np.testing.assert_array_equal(of_chosen, exact.max(axis=1))
+        true = exact[np.arange(70), seen.labels]
+        others = exact.copy()
+        others[np.arange(70), seen.labels] = 0.0
+        is_normal = np.minimum(true, others.max(axis=1)) > 1e-4
+        assert is_normal.any()
+        margins = np.log(true[is_normal] / others.max(axis=1)[is_normal])
+        np.testing.assert_allclose(margins, seen.clean_margin[is_normal].astype(float), atol=0.01)
+
+
 def test_every_file_says_where_it_comes_from(finished):
     for key in ("cnn", "vit"):
         for path in (finished.dir.adversarial(key), finished.dir.predictions(key)):

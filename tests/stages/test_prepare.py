@@ -53,11 +53,13 @@ def test_a_contradiction_is_refused_with_the_difference(make_study, tmp_path):
     assert run.dir.study.read_bytes() == before
 
 
-def test_added_models_and_changed_resources_are_taken_up(make_study, tmp_path):
+def test_added_models_and_changed_resources_and_analysis_are_taken_up(make_study, tmp_path):
     prepare(make_study(("cnn",)), tmp_path / "run")
     run = prepare(make_study(("cnn", "vit"), resources={"batch_size": 5}), tmp_path / "run")
     assert [model.key for model in open_run(tmp_path / "run").study.models] == ["cnn", "vit"]
     assert run.study.resources.batch_size == 5
+    run = prepare(make_study(("cnn", "vit"), analysis={"clusters": 2}), tmp_path / "run")
+    assert open_run(tmp_path / "run").study.analysis.clusters == run.study.analysis.clusters == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""What the report says of an analysis it knows nothing more of: the figures and small tables of its JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from simhpc.report.page.content import Table
+
+_NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "settings", "notes", "models")
+_MOST_ROWS = 30
+_MOST_LISTED = 8
+
+
+def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Single values, short lists of them, and the values of one row of them; name and text.
+
+    Args:
+        result: an analysis's JSON file.
+        names: what its keys are called; others are called by the key, with spaces.
+    """
+    found = []
+    for key, value in result.items():
+        name = names.get(key, _spaced(key))
+        if key in _NO_FACTS or value == [] or value == {}:
+            continue
+        if _is_single(value) or _is_list(value):
+            found.append((name, text(value, most=_MOST_LISTED)))
+        elif _is_row(value):
+            inside = ((names.get(inner, _spaced(inner)), single) for inner, single in value.items())
+            found += [(f"{name}: {inner}", text(single, most=_MOST_LISTED)) for inner, single in inside]
+    return found
+
+
+def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
+    """Lists of rows, and rows by name, those of at most 30.
+
+    What is one row inside a row becomes columns of it; a list of rows inside it a table of its own, each row of which
+    begins with the first value of the row that it was in.
+    """
+    found = []
+    for key, value in result.items():
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            value = [{"": name, **row} for name, row in value.items()]
+        if key not in _NO_FACTS and isinstance(value, list) and all(isinstance(row, dict) for row in value):
+            inner: dict[str, list[dict[str, Any]]] = {}
+            for row in value:
+                for name, rows in row.items():
+                    if isinstance(rows, list) and rows and all(map(_is_row, rows)):
+                        inner.setdefault(name, []).extend({**dict([next(iter(row.items()))]), **each} for each in rows)
+            found += _table(key, [{k: v for k, v in row.items() if k not in inner} for row in value], names)
+            found += [table for name, rows in inner.items() for table in _table(name, rows, names)]
+    return found
+
+
+def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[Table]:
+    """One table, or none if it is long, empty, or holds what is no value."""
+    flat = [_flat(row) for row in rows]
+    if not 0 < len(flat) <= _MOST_ROWS or not all(map(_is_row, flat)):
+        return []
+    header = list(dict.fromkeys(name for row in flat for name in row))
+    cells = [[text(row[name]) if name in row else "" for name in header] for row in flat]
+    return [Table(names.get(key, _spaced(key)), [names.get(name, _spaced(name)) for name in header], cells)]
+
+
+def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Everything under `settings`, name and text; inner tables by `outer: inner`."""
+    held = result.get("settings")
+    return facts(held, {}) if isinstance(held, dict) else []
+
+
+def text(value: Any, most: int | None = None) -> str:
+    """A value as people read it: four digits, lists (of `most` things) with commas, null as `unknown`."""
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+        case list():
+            more = f" and {len(value) - most} more" if most and len(value) > most else ""
+            return ", ".join(map(text, value[:most])) + more
+        case _:
+            return str(value)
+
+
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_single, value))
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(_is_single(v) or _is_list(v) for v in value.values())
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without rows inside it: their values are called `outer: inner`."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        flat |= (
+            {f"{key}: {inner}": single for inner, single in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat
+
+
+def _spaced(key: str) -> str:
+    return key.replace("_", " ")
