@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-cluster image bench lint clean
+.PHONY: demo test test-browser test-cluster image bench lint clean
 
 demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
 	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
 
 test: $(VENV)/installed-test ## the tests that take minutes at most
 	$(BIN)/python -m pytest
+
+test-browser: $(VENV)/installed-browser ## the report in a real Chromium; as root on Debian it is installed if there is none
+	@command -v chromium >/dev/null || tests/browser/install-chromium.sh
+	$(BIN)/python -m pytest -m browser
 
 test-cluster: image $(VENV)/installed-test ## the tests that need Slurm and Apptainer, on real ones; as root, on Debian 12
 	VENV='$(VENV)' slurm/devcluster/test.sh
@@ -43,6 +47,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) '.[test]'
+	touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-test
+	$(INSTALL) '.[test,browser]'
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed

@@ -15,7 +15,8 @@ ALLOWED = {
     "attacks": set(),
     "sections": set(),
     "image_list": set(),
-    "study": {"image_list", "sections"},
+    "study": {"image_list", "sections", "training_presets"},
+    "training_presets": set(),
     "rundir": {"study"},
     "store": set(),
     "images": {"image_list", "study", "store", "zoo"},
@@ -40,6 +41,7 @@ ONLY = {
     "pyarrow": {"images"},
     "pydantic": {"cluster", "sections", "study"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 
 

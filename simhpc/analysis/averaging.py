@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 Positions = NDArray[np.int64]
 Units = NDArray[np.int32]
 
-_MOST_CLASSES = 32
+_MOST_CLASSES = 64
 """Of an image that are kept: those of which some model is surest."""
 _UNITS = 1 << 24
 _LARGEST = 127
@@ -37,7 +37,7 @@ class Group:
     Attributes:
         images: int64 (n,), their positions.
         label_at: int64 (n,), where the true class stands among those kept; -1: it is none of them.
-        probabilities: int32 (M, n, C) in units of 2^-24, in the classes' order, so that of equal ones the first wins.
+        probabilities: int32 (M, C, n) in units of 2^-24, in the classes' order: of equal ones the first wins.
         left_out: int32 (M, n), the largest probability of a class that is not kept; 0 where such a class cannot win.
     """
 
@@ -74,9 +74,14 @@ class Outputs:
             total, others = group.probabilities[members[0]], group.left_out[members[0]]
             for member in members[1:]:
                 total, others = total + group.probabilities[member], others + group.left_out[member]
-            winner = total.argmax(axis=1)
-            found[group.images] = winner == group.label_at
-            unsure += int(np.count_nonzero(total[np.arange(len(winner)), winner] <= others))
+            largest = total.max(axis=0)
+            is_largest = total == largest
+            right = is_largest[group.label_at, np.arange(len(largest))] & (group.label_at >= 0)
+            # Rare, and to look for the first of all images would take longer than all the rest.
+            tied = np.flatnonzero(np.count_nonzero(is_largest, axis=0) > 1)
+            right[tied] = is_largest[:, tied].argmax(axis=0) == group.label_at[tied]
+            found[group.images] = right
+            unsure += int(np.count_nonzero(largest <= others))
         return found, unsure
 
     def is_right(self, members: Sequence[int]) -> Flags:
@@ -95,7 +100,7 @@ class Outputs:
                     Group(
                         place[group.images[inside]],
                         group.label_at[inside],
-                        group.probabilities[:, inside],
+                        group.probabilities[:, :, inside],
                         group.left_out[:, inside],
                     )
                 )
@@ -140,7 +145,7 @@ def collect(blocks: Iterable[NDArray[np.float16]], right: Flags, labels: NDArray
                 Group(
                     positions[inside],
                     np.where(is_label.any(axis=1), is_label.argmax(axis=1), -1),
-                    _in_units(probabilities),
+                    _in_units(probabilities.transpose(0, 2, 1)),
                     _in_units(left_out),
                 )
             )
@@ -148,7 +153,7 @@ def collect(blocks: Iterable[NDArray[np.float16]], right: Flags, labels: NDArray
         Group(
             np.concatenate([part.images for part in of_width]),
             np.concatenate([part.label_at for part in of_width]),
-            np.concatenate([part.probabilities for part in of_width], axis=1),
+            np.concatenate([part.probabilities for part in of_width], axis=2),
             np.concatenate([part.left_out for part in of_width], axis=1),
         )
         for _, of_width in sorted(parts.items())
@@ -157,7 +162,7 @@ def collect(blocks: Iterable[NDArray[np.float16]], right: Flags, labels: NDArray
 
 
 def _in_units(bits: NDArray[np.uint16]) -> Units:
-    return (bits.view(np.float16).astype(np.float32) * _UNITS).astype(np.int32)
+    return (np.ascontiguousarray(bits).view(np.float16).astype(np.float32) * _UNITS).astype(np.int32)
 
 
 def note_of_unsure(unsure: int, judged: int) -> list[str]:

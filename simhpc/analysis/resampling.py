@@ -1,16 +1,14 @@
-"""Means and rank correlations over pairs or groups of models, and how they vary when other models are drawn.
+"""Resampling models: means and rank correlations over pairs or groups of models, and how they vary with the models.
 
 Pairs that share a model are not independent, and neither are ensembles: N models are drawn with replacement, not
-pairs. A group of models that were drawn w_1, w_2, ... times then counts w_1 * w_2 * ... times; groups of copies of one
-model are left out.
+pairs. A group of models that were drawn w_1, w_2, ... times then counts w_1 * w_2 * ... times; copies of one model are
+no pair. So every mean over pairs is a quotient of two quadratic forms in w.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from simhpc.seeds import derive_seed
 
 Matrix = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -21,15 +19,15 @@ _AT_ONCE = 1 << 21
 
 def model_weights(n_models: int, resamples: int, seed: int) -> Matrix:
     """How often each model is drawn in each resample: float64 (R, N), rows sum to N."""
-    random = np.random.default_rng(derive_seed(seed, "models"))
+    random = np.random.default_rng(seed)
     return random.multinomial(n_models, np.full(n_models, 1.0 / n_models), size=resamples).astype(np.float64)
 
 
 def pair_means(weights: Matrix, filled: Matrix, which: NDArray[np.bool_]) -> Matrix:
-    """Mean of the marked pairs in each resample: (B,), NaN where none was drawn.
+    """Mean of the marked pairs in each resample: (R,), NaN where none was drawn.
 
     Args:
-        weights: (B, N), of `model_weights`.
+        weights: (R, N), as of `model_weights`.
         filled: (N, N), symmetric, finite where `which` is.
         which: (N, N), symmetric, false on the diagonal.
     """

@@ -164,5 +164,32 @@ def _show(summary: dict[str, Any]) -> None:
             line(f"  against {other['run']}: rank correlation {_decimal(other['agreement']['spearman'])}")
             for difference in other["differences"]:
                 line(f"    {difference}")
+    if found := summary.get("ensembles"):
+        of_size = {each["size"]: each for each in found["trends"] if _is_of(each, "mean_sat", "error_reduction")}
+        for each in found["sizes"]:
+            gain, trend = each["mean_error_reduction"], of_size[each["size"]]
+            much = "unknown" if gain is None else f"{100 * gain:.1f} %"
+            line(f"ensembles:  of {each['size']}: error reduction {much} on average, against mean SAT {_rho(trend)}")
+    if found := summary.get("measures"):
+        for each in found["correlations"]:
+            if each["one"] == "sat":
+                line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
+    for each in (summary.get("distillation") or {}).get("distillations", []):
+        gain = next(gain for gain in each["gains"] if gain["group"] == "all")
+        text = "unknown" if gain["mean"] is None else f"{100 * gain['mean']:+.1f} points"
+        line(f"distillation {each['name']}: {each['n_students']} students of {each['n_teachers']} teachers, {text}")
+        for of in each["correlations"]:
+            if (of["group"], of["given"], of["method"]) == ("all", None, "spearman"):
+                interval = "" if of["ci_low"] is None else f" [{of['ci_low']:.2f}, {of['ci_high']:.2f}]"
+                line(f"  rank correlation with {of['property'].replace('_', ' ')}: {_decimal(of['r'])}{interval}")
     for note in summary["notes"]:
         line(f"note: {note}")
+
+
+def _is_of(trend: dict[str, Any], predictor: str, outcome: str) -> bool:
+    return bool((trend["predictor"], trend["outcome"]) == (predictor, outcome))
+
+
+def _rho(found: dict[str, Any]) -> str:
+    low, high = _decimal(found["ci_low"]), _decimal(found["ci_high"])
+    return f"rank correlation {_decimal(found['rho'])} [{low}, {high}]"

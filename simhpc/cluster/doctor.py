@@ -23,7 +23,7 @@ from simhpc.cluster.profile import Container, Profile, StageResources
 from simhpc.cluster.trial import run_trial
 from simhpc.errors import ContainerError, SchedulerError, SimhpcError, nearest
 from simhpc.rundir import RunDir
-from simhpc.stages import OPTIONAL_STAGES, STAGES
+from simhpc.stages import OPTIONAL_STAGES, STAGES, STUDENT_STAGES
 from simhpc.store import atomic
 
 PROGRAMS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
@@ -95,7 +95,7 @@ def _kinds(profile: Profile) -> list[Kind]:
     alike: dict[str, list[str]] = {}
     for stage in STAGES:
         alike.setdefault(profile.resources(stage).model_dump_json(), []).append(stage)
-    for stage in OPTIONAL_STAGES:
+    for stage in (*STUDENT_STAGES, *OPTIONAL_STAGES):
         alike.setdefault(profile.resources(stage).model_dump_json(), [stage])
     return [Kind(tuple(stages), profile.resources(stages[0])) for stages in alike.values()]
 
@@ -286,7 +286,7 @@ def _check_time(kind: Kind, partitions: Sequence[Partition], profile_name: str) 
 
 def _fits(node: Node, resources: StageResources) -> bool:
     return (
-        node.cpus >= resources.cpus_per_task
+        node.cpus >= resources.cpus_per_task * resources.tasks_per_node
         and node.mem_mb >= math.ceil((resources.mem_gb or 0) * 1024)
         and capacity.has_gres(node.gres, _gres_of(resources))
     )
@@ -302,7 +302,11 @@ def _check_nodes(kind: Kind, where: str, there: Sequence[Node], fitting: Sequenc
         return Check(name, WARNING, f"no node of {where} could be read", "see what sbatch says")
     resources = kind.resources
     memory = "" if resources.mem_gb is None else f"{resources.mem_gb:g} GiB"
-    asked = ", ".join(word for word in (f"{resources.cpus_per_task} CPU(s)", memory, _gres_of(resources)) if word)
+    asked = ", ".join(
+        word
+        for word in (f"{resources.cpus_per_task * resources.tasks_per_node} CPU(s)", memory, _gres_of(resources))
+        if word
+    )
     if not fitting:
         gres = ", ".join(sorted({node.gres for node in there if node.gres})) or "no gres"
         return Check(

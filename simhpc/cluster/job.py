@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.helpers import TorchDistributedEnvironment
 
 from simhpc import __version__
 from simhpc.cluster import image
 from simhpc.cluster.container import SIGNAL, SUBMITTED_WITH
 from simhpc.cluster.status import ATTEMPT_MARK
-from simhpc.errors import ContainerError
+from simhpc.errors import ContainerError, SimhpcError
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages.progress import Interrupted, ProgressFile, interrupt
-from simhpc.stages.task import Task, execute
+from simhpc.stages.task import PROCESSES, Task, execute
 from simhpc.store.hdf5 import CONTAINER_DIGEST
 
 REQUEUE_EXIT_CODE = 75
@@ -52,7 +53,9 @@ class TooLittleTimeError(Exception):
     """The time limit came before the task had anything to save."""
 
 
-def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: int) -> dict[str, Any]:
+def run_task(
+    run_dir: str, stage: str, model: str, timeout_min: int, delay_s: int, processes: int = 1
+) -> dict[str, Any]:
     """Do one task in a Slurm job. Takes and returns plain data only.
 
     SIGUSR2 (in a container `container.SIGNAL`), which Slurm sends `delay_s` before the time limit (and, where so
@@ -64,17 +67,21 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         stage, model: the task.
         timeout_min: the job's time limit.
         delay_s: how long before it the signal comes.
+        processes: that srun has started with these same arguments.
 
     Returns:
-        The stage's summary: names to numbers or strings; empty if the task was done already.
+        The stage's summary: names to numbers or strings; empty if the task was done already, and in all processes
+        but the first.
 
     Raises:
         TooLittleTimeError: the time limit came before the attempt had finished anything that the next would find.
         ContainerError: the image holds another simhpc than the one that submitted this.
+        SimhpcError: srun has started another number of processes.
     """
     started_unix_s = _started_unix_s()
     job = _job()
-    progress = ProgressFile(RunDir(Path(run_dir)).progress(stage, model), job)
+    is_first = _meet(processes)
+    progress = ProgressFile(RunDir(Path(run_dir)).progress(stage, model) if is_first else None, job)
     try:
         # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
         for number in _SIGNALS:
@@ -101,6 +108,24 @@ def run_task(run_dir: str, stage: str, model: str, timeout_min: int, delay_s: in
         sys.exit(REQUEUE_EXIT_CODE)
     _say(f"done: {summary}" if summary else "done already")
     return summary
+
+
+def _meet(processes: int) -> bool:
+    """Tell torch, through its own variables, how the processes of this task find each other.
+
+    Returns:
+        Whether this one is the first.
+    """
+    os.environ[PROCESSES] = str(processes)
+    if processes == 1:
+        return True
+    found = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if found.world_size != processes:
+        raise SimhpcError(
+            f"the profile asks for {processes} processes (nodes x tasks_per_node), and Slurm has started "
+            f"{found.world_size}: does an option in its sbatch table change their number?"
+        )
+    return bool(found.rank == 0)
 
 
 def _interrupt(*_: object) -> None:

@@ -1,8 +1,8 @@
 """The cluster profile: where a study runs, typed and validated. One TOML file describes one cluster.
 
-`[defaults]` holds for every stage; a table named after a stage overrides it key by key. The optional stage
-`representations` gets what attacks get where it has no table of its own. `[container]` names the image
-that tasks run in. slurm/README.md lists the keys.
+`[defaults]` holds for every stage; a table named after a stage overrides it key by key. Where they have no
+table of their own, `distill` gets what trainings get, and the optional stage `representations` what attacks get.
+`[container]` names the image that tasks run in. slurm/README.md lists the keys.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _OURS = {
     "job-name": None,
     "kill-on-invalid-dep": None,
     "mem": "mem_gb",
-    "nodes": None,
+    "nodes": "nodes",
     "no-requeue": None,
     "ntasks": None,
-    "ntasks-per-node": None,
+    "ntasks-per-node": "tasks_per_node",
     "open-mode": None,
     "parsable": None,
     "quiet": None,
@@ -65,9 +65,14 @@ class StageResources(Section):
     """Time limit of one task in minutes. A task that saves its work goes on after it, in a new job slot."""
     signal_delay_s: Annotated[int, Field(ge=1)] | None = None
     """How long before the limit a task is told to save and requeue; default: 15 s per minute of limit, at most 120."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes of one task; only a training can use more than one."""
+    tasks_per_node: Annotated[int, Field(ge=1)] = 1
+    """Processes of one task on each of its nodes, in Slurm's words tasks: those that train one model together."""
     cpus_per_task: Annotated[int, Field(ge=1)] = 1
+    """Cores of each process."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of one task in GiB; absent: the cluster's default."""
+    """Memory of one task on each of its nodes, in GiB; absent: the cluster's default."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     gres: Word | None = None
     """Generic resources instead of `gpus_per_node`, as in `gpu:a100:1`."""
@@ -95,6 +100,10 @@ class StageResources(Section):
     def _fits_together(self) -> Self:
         if self.gres is not None and self.gpus_per_node:
             raise ValueError("set gres or gpus_per_node, not both")
+        if 0 < self.gpus_per_node < self.tasks_per_node:
+            raise ValueError(
+                f"tasks_per_node = {self.tasks_per_node} processes cannot share gpus_per_node = {self.gpus_per_node}"
+            )
         if self.delay_s >= self.timeout_min * 60:
             raise ValueError(
                 f"signal_delay_s = {self.signal_delay_s} is not less than timeout_min = {self.timeout_min}: "
@@ -106,6 +115,11 @@ class StageResources(Section):
     def delay_s(self) -> int:
         """`signal_delay_s`, or its default."""
         return min(120, 15 * self.timeout_min) if self.signal_delay_s is None else self.signal_delay_s
+
+    @property
+    def processes(self) -> int:
+        """Of one task, on all its nodes."""
+        return self.nodes * self.tasks_per_node
 
     @property
     def asks_for_gpu(self) -> bool:
@@ -190,15 +204,31 @@ class Profile(Section):
     attack: StageResources = StageResources()
     evaluate: StageResources = StageResources()
     aggregate: StageResources = StageResources()
+    distill: StageResources = StageResources()
     representations: StageResources = StageResources()
     retry: Retry = Retry()
     container: Container | None = None
     """Absent: tasks run in the environment that they are submitted from."""
 
+    @model_validator(mode="after")
+    def _only_trainings_are_shared(self) -> Self:
+        for stage in ALL_STAGES:
+            if stage not in _TRAIN and self.resources(stage).processes > 1:
+                raise ValueError(
+                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train] (or "
+                    "[distill]), not into [defaults]"
+                )
+        return self
+
     def resources(self, stage: str) -> StageResources:
         """What one of `stages.ALL_STAGES` gets."""
         found: StageResources = getattr(self, stage)
         return found
+
+
+_TRAIN = ("train", "distill")
+_LIKE = {"representations": "attack", "distill": "train"}
+"""Stages without a table of their own that get what another has, as they compute the like of it."""
 
 
 def load_profile(path: Path) -> Profile:
@@ -235,15 +265,15 @@ def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
         merged = {key: value for key, value in raw.items() if key != "defaults"}
         if isinstance(raw.get("container"), dict):
             merged["container"] = _with_tuples(raw["container"])
-        # It computes what an attack does, only less of it.
-        likewise = {"representations"} - raw.keys()
+        likewise = {stage: other for stage, other in _LIKE.items() if stage not in raw}
         for stage in ALL_STAGES:
-            own = raw.get("attack" if stage in likewise else stage, {})
+            own = raw.get(likewise.get(stage, stage), {})
             merged[stage] = _merged(defaults, own) if isinstance(own, dict) else own
         try:
             return Profile.model_validate(merged)
         except ValidationError as error:
-            lines = [explain(details, Profile) for details in error.errors() if details["loc"][0] not in likewise]
+            of_others = {(stage,) for stage in likewise}
+            lines = [explain(details, Profile) for details in error.errors() if details["loc"][:1] not in of_others]
     raise ProfileError("\n  ".join([f"{where}: {len(lines)} problem(s) in the profile", *lines]))
 
 

@@ -26,8 +26,9 @@ from simhpc.cluster.container import LAUNCHER, Launch
 from simhpc.cluster.job import REQUEUE_LINES, START_LINES, run_task
 from simhpc.cluster.ledger import Submission
 from simhpc.cluster.planning import Batch, StagePlan
+from simhpc.cluster.profile import Profile
 from simhpc.cluster.status import Monitor, RunStatus
-from simhpc.errors import SchedulerError, SchedulerUnavailableError, SimhpcError
+from simhpc.errors import ProfileError, SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import inputs
 from simhpc.store import atomic
@@ -47,6 +48,24 @@ def check_root(root: Path) -> None:
         raise SimhpcError(f"{text!r}: the name is no UTF-8 text; choose another --out") from None
     if "\\" in text:
         raise SimhpcError(f"{text!r}: Slurm takes no log file with a backslash in its path; choose another --out")
+
+
+def check_shares(run: Run, stages: Sequence[str], profile: Profile, profile_name: str) -> None:
+    """Check that the processes of each training can share its steps evenly.
+
+    Raises:
+        ProfileError: they cannot.
+    """
+    trained = [(profile.train.processes, "train", model) for model in run.study.models if "train" in stages]
+    if "distill" in stages:
+        trained += [(profile.distill.processes, "distill", student.model) for student in run.study.students]
+    for processes, stage, model in trained:
+        if model.training is not None and model.training.batch_size % model.training.images_at_least(processes):
+            raise ProfileError(
+                f"{profile_name}: {stage}: {processes} processes (nodes x tasks_per_node) cannot share the "
+                f"{model.training.batch_size} images of a step of model {model.key!r} evenly: make its "
+                f"training.batch_size a multiple of {model.training.images_at_least(processes)}, or take other numbers"
+            )
 
 
 def look_at_containers(run: Run, plans: Sequence[StagePlan]) -> dict[str, Launch]:
@@ -291,9 +310,10 @@ def script(run_dir: RunDir, batch: Batch) -> str:
     return text
 
 
-def _arguments(run: Run, batch: Batch) -> list[tuple[str, str, str, int, int]]:
-    root, limits = str(run.dir.root), (batch.resources.timeout_min, batch.resources.delay_s)
-    return [(root, batch.stage, model, *limits) for model in batch.models]
+def _arguments(run: Run, batch: Batch) -> list[tuple[str, str, str, int, int, int]]:
+    root, resources = str(run.dir.root), batch.resources
+    given = (resources.timeout_min, resources.delay_s, resources.processes)
+    return [(root, batch.stage, model, *given) for model in batch.models]
 
 
 def _python(run_dir: RunDir, batch: Batch) -> str:
@@ -326,8 +346,8 @@ def _parameters(run_dir: RunDir, batch: Batch, job_of_batch: Mapping[str, str]) 
         "qos": resources.qos,
         "time": resources.timeout_min,
         "signal_delay_s": resources.delay_s,
-        "nodes": 1,
-        "ntasks_per_node": 1,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus_per_task,
         "mem": None if resources.mem_gb is None else f"{math.ceil(resources.mem_gb * 1024)}M",
         "gpus_per_node": resources.gpus_per_node or None,

@@ -135,7 +135,9 @@ def _other(run: Run, name: str, other: Run) -> Other:
     matrix = _matrix_of(other)
     ours = [model.key for model in run.study.models if model.key in matrix.models]
     here, there = (
-        each.study.model_copy(update={"name": "", "models": tuple(each.study.model(key) for key in ours)})
+        each.study.model_copy(
+            update={"name": "", "models": tuple(each.study.model(key) for key in ours), "distillations": ()}
+        )
         for each in (run, other)
     )
     return Other(name, matrix.models, matrix.sat, differences(here, there, names=("here", "there")))

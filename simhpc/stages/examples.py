@@ -23,15 +23,22 @@ MOST_IMAGES = 4
 def examples(run: Run, matrix: SimilarityMatrix) -> Examples:
     """Images that all chosen models classify correctly, each of another class if there are enough.
 
-    The models are evenly spread over the order that puts alike ones side by side. Only the rows that are shown are read.
+    The models are evenly spread over the order that puts alike ones side by side. Only rows that are shown are read.
     """
     if not run.dir.images.exists():
         return Examples(absent="images.h5 is not in this run directory.")
     keys = [matrix.models[k] for k in similarity_order(matrix.sat)]
     models = {model.key: model for model in run.study.models}
-    usable = [models[key] for key in keys if key in models and _is_usable(run, models[key])]
+    usable: list[Model] = []
+    reasons: list[str] = []
+    for model in (models[key] for key in keys if key in models):
+        try:
+            if adversarial_header(run, model).n_attacked > 0:
+                usable.append(model)
+        except (BadFileError, MissingInputError) as error:
+            reasons.append(_without_root(run, error))
     if not usable:
-        return Examples(absent="There are no attacked images in this run directory (adversarial/).")
+        return Examples(absent="There are no attacked images here" + (f": {reasons[0]}." if reasons else "."))
     spread = np.unique(np.linspace(0, len(usable) - 1, MOST_MODELS).round().astype(int))
     chosen = [usable[k] for k in spread]
     try:
@@ -41,16 +48,14 @@ def examples(run: Run, matrix: SimilarityMatrix) -> Examples:
             return Examples(absent="None of the models classifies an image correctly, so none was attacked.")
         return _shown(run, chosen, index, image_set.load_some(run.dir.images, positions.tolist()), positions)
     except (BadFileError, MissingInputError) as error:
-        return Examples(absent=f"They cannot be read: {error}")
+        return Examples(absent=f"They cannot be read: {_without_root(run, error)}.")
     except ImportError as error:
         return Examples(absent=f"What a model sees is computed by torch, which is not installed here ({error}).")
 
 
-def _is_usable(run: Run, model: Model) -> bool:
-    try:
-        return adversarial_header(run, model).n_attacked > 0
-    except (BadFileError, MissingInputError):
-        return False
+def _without_root(run: Run, error: Exception) -> str:
+    """A message without the folder that the run lies in: the report is passed on."""
+    return str(error).replace(f"{run.dir.root}/", "")
 
 
 def _choose(

@@ -7,7 +7,8 @@ import os
 import secrets
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,32 +63,54 @@ class Progress:
 
 
 _is_interrupted = False
+_is_held_back = False
 
 
 def interrupt(*_: object) -> None:
     """A signal handler that stops the task. Where Python drops what is raised (in `__del__`), the next report raises.
 
     Raises:
-        Interrupted: always.
+        Interrupted: unless it is `held_back`.
     """
     global _is_interrupted
     _is_interrupted = True
-    raise Interrupted
+    if not _is_held_back:
+        raise Interrupted
+
+
+def is_interrupted() -> bool:
+    """Whether the task was told to stop."""
+    return _is_interrupted
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within it nothing is raised: the task asks `is_interrupted` where it can save all it has, and raises itself."""
+    global _is_held_back
+    _is_held_back = True
+    try:
+        yield
+    finally:
+        _is_held_back = False
 
 
 class ProgressFile:
-    """Writes `Progress` to a file while a task runs, at most twice a second."""
+    """Writes `Progress` to a file while a task runs, at most twice a second.
 
-    def __init__(self, path: Path, job: str = "") -> None:
+    Args:
+        path: None: nowhere, for the processes of a task beside the first.
+    """
+
+    def __init__(self, path: Path | None, job: str = "") -> None:
         now = time.time()
         self._path = path
         self._is_leaving = False
         self._now = Progress("running", 0, 0, 0, "", now, now, socket.gethostname(), os.getpid(), job, "")
-        # As in `store.atomic`, but renamed without a flush: a crash may lose the last reading.
-        self._temporary = path.with_name(f"{path.name}.tmp.{self._now.host}.{self._now.pid}.{secrets.token_hex(3)}")
+        self._suffix = f".tmp.{self._now.host}.{self._now.pid}.{secrets.token_hex(3)}"
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write(self._now)
         return self
 
@@ -108,7 +131,7 @@ class ProgressFile:
         self._now = self._changed(done=done, total=total, unit=unit, resumed=done if is_first else self._now.resumed)
         if is_first or done == total or self._now.updated_unix_s - self._written_s >= _MIN_INTERVAL_S:
             self._write(self._now)
-        if _is_interrupted and not self._is_leaving:
+        if _is_interrupted and not _is_held_back and not self._is_leaving:
             self._is_leaving = True  # a stage that was interrupted reports what it has saved
             raise Interrupted
 
@@ -126,10 +149,14 @@ class ProgressFile:
 
     def _write(self, progress: Progress) -> None:
         self._now, self._written_s = progress, progress.updated_unix_s
+        if self._path is None:
+            return
+        # As in `store.atomic`, but renamed without a flush: a crash may lose the last reading.
+        temporary = self._path.with_name(f"{self._path.name}{self._suffix}")
         # A full disk must not fail a task for its progress, nor hide what the task itself has to say of it.
         with suppress(OSError):
-            self._temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            self._temporary.replace(self._path)
+            temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            temporary.replace(self._path)
 
 
 def read_progress(path: Path) -> Progress | None:

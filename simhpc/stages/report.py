@@ -7,7 +7,8 @@ analysis appears without a change here; `simhpc.report.page.about` has what it i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from simhpc.report.page import document, summary
 from simhpc.report.page.about import ABOUT, About
 from simhpc.report.page.content import Analysis, Content, File, Grouping, ModelRow, Tree
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import analyze
+from simhpc.stages.analysis_inputs import Inputs, made_from
+from simhpc.stages.analyze import ANALYSES
 from simhpc.stages.examples import examples
 from simhpc.store import named_csv, predictions, similarity
 from simhpc.store.atomic import write_text
@@ -66,10 +68,16 @@ def write(run: Run, path: Path) -> dict[str, Any]:
         Content(
             title=run.study.name,
             matrix=matrix,
-            facts=[*_facts(matrix), *_attack_facts(run.study)],
+            facts=[("images", str(run.study.images.n)), ("attack", _attack(run.study)[0]), *_facts(matrix)],
             models=rows,
             examples=examples(run, matrix),
             provenance=_provenance(run, matrix, list(made_by.values())),
+            hashes=[
+                ("settings of the study", run.study.settings_sha256()),
+                ("image set", _those(made_by.values(), "images_sha256")),
+                ("code of the attack", _those(made_by.values(), "attack_code_sha256")),
+                ("predictions that the matrix is of", matrix.inputs_sha256),
+            ],
             files=[file for table in tables if (file := _file(table, run.dir.root))],
         ),
         run.dir,
@@ -116,6 +124,7 @@ def write_of_files(similarity_csv: Path, analyses: Path, path: Path) -> dict[str
         facts=_facts(matrix),
         models=[ModelRow(name, "") for name in read.names],
         provenance=[("matrix", similarity_csv.name)],
+        hashes=[],
         files=[file] if file else [],
     )
     return _write(_content(content, RunDir(analyses)), path)
@@ -135,7 +144,7 @@ def _write(content: Content, path: Path) -> dict[str, Any]:
 def _content(begun: Content, where: RunDir) -> Content:
     """The same with the analyses that lie in a folder, and what follows from them."""
     matrix = begun.matrix
-    sha256 = analyze.made_from(analyze.Inputs(begun.title, matrix.models, matrix.sat))["similarity_sha256"]
+    sha256 = made_from(Inputs(begun.title, matrix.models, matrix.sat))["similarity_sha256"]
     found = {name: _analysis(name, where, sha256) for name in _names(where)}
     grouping = None
     if not found["clusters"].absent:
@@ -150,14 +159,14 @@ def _content(begun: Content, where: RunDir) -> Content:
         orders=_orders(matrix, own, grouping),
         grouping=grouping,
         analyses=list(found.values()),
-        provenance=[*begun.provenance, ("identity of the matrix (SHA-256)", sha256)],
+        hashes=[*begun.hashes, ("matrix", sha256)],
     )
 
 
 def _names(where: RunDir) -> list[str]:
     """Of the sections on analyses: those that `simhpc analyze` does, and whatever else lies there."""
     there = sorted(path.stem for path in where.analysis("").glob("*.json"))
-    known = [name for name in ABOUT if name in analyze.ANALYSES or name in there]
+    known = [name for name in ABOUT if name in ANALYSES or name in there]
     return [*known, *(name for name in there if name not in ABOUT)]
 
 
@@ -191,7 +200,7 @@ def _analysis(name: str, where: RunDir, sha256: str) -> Analysis:
         tables=summary.tables(result, about.names),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
         settings=summary.settings(result),
-        figure=png if is_large or svg is None else svg,
+        figure=None if not about.has_figure else png if is_large or svg is None else svg,
         files=[file for file in files if file],
     )
 
@@ -278,34 +287,28 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
     return facts
 
 
-def _attack_facts(study: Study) -> list[tuple[str, str]]:
+def _attack(study: Study) -> list[str]:
+    """Name and radius, then what else there is to say."""
     attack = study.attack
-    parts = [attack.name, f"ε = {attack.eps_255}/255"]
+    parts = [f"{attack.name}, ε = {attack.eps_255}/255"]
     if attack.steps is not None:
         parts.append(f"{attack.steps} step{'s' if attack.steps > 1 else ''}")
     if attack.step_size_eps is not None:
         parts.append(f"step size {attack.step_size_eps:g} ε")
-    if attack.restarts > 1:
-        parts.append(f"{attack.restarts} restarts")
-    parts += [f"{name} = {value:g}" for name, value in attack.args.items()]
-    return [("images", f"{study.images.n} of {_without_folder(study.images.source)}"), ("attack", ", ".join(parts))]
+    parts.append(f"{attack.restarts} start{'s' if attack.restarts > 1 else ''}")
+    return [*parts, *(f"{name} = {value:g}" for name, value in attack.args.items())]
 
 
 def _provenance(run: Run, matrix: SimilarityMatrix, made_by: Sequence[Provenance]) -> list[tuple[str, str]]:
     study = run.study
-
-    def those(name: str) -> str:
-        return ", ".join(sorted({str(getattr(made, name)) for made in made_by})) or document.UNKNOWN
-
     frozen: dict[str, Any] = {}
-    try:
+    with suppress(FileNotFoundError, BadFileError):  # an offline copy of a run needs none
         frozen = _read_json(run.dir.frozen)
-    except (FileNotFoundError, BadFileError):
-        pass  # an offline copy of a run needs none
     versions = frozen.get("versions")
     begun = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
     return [
-        *_attack_facts(study),
+        ("attack", ", ".join(_attack(study))),
+        ("images", f"{study.images.n} of {_without_folder(study.images.source)}"),
         ("labels", _without_folder(study.images.labels)),
         ("size of the stored images", f"{study.images.size_px or 8} px"),
         ("pixels attacked", study.attack.grid),
@@ -313,16 +316,17 @@ def _provenance(run: Run, matrix: SimilarityMatrix, made_by: Sequence[Provenance
         ("seed", str(study.seed)),
         ("floor of the fooling rate", f"{matrix.floor_percent:g} %"),
         ("intervals", f"{100 * matrix.confidence:g} %, bootstrap over images"),
-        ("devices", those("device")),
-        ("torch", those("torch")),
-        ("timm", those("timm")),
-        ("container", those("container")),
+        ("devices", _those(made_by, "device")),
+        ("torch", _those(made_by, "torch")),
+        ("timm", _those(made_by, "timm")),
+        ("container", _those(made_by, "container")),
         ("the run was begun with", begun or document.UNKNOWN),
-        ("settings of the study (SHA-256)", study.settings_sha256()),
-        ("image set (SHA-256)", those("images_sha256")),
-        ("code of the attack (SHA-256)", those("attack_code_sha256")),
-        ("predictions that the matrix is of (SHA-256)", matrix.inputs_sha256),
     ]
+
+
+def _those(made_by: Iterable[Provenance], name: str) -> str:
+    """The values of one attribute, each once."""
+    return ", ".join(sorted({str(getattr(made, name)) for made in made_by})) or document.UNKNOWN
 
 
 def _provenances(run: Run, matrix: SimilarityMatrix) -> dict[str, Provenance]:

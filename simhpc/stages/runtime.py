@@ -45,12 +45,16 @@ def set_up_torch(study: Study) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    # torch itself rounds convolutions to TF32 even where matrix products are not.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = study.precision == "tf32"
+    set_tf32(study.precision == "tf32")
     if resources.device == "cuda" and not torch.cuda.is_available():
         raise SimhpcError('resources.device = "cuda", but torch sees no CUDA device here')
     use_cuda = resources.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def set_tf32(is_on: bool) -> None:
+    """Whether GPUs compute float32 products in TF32. torch itself does so in convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on
 
 
 def _keep_freed_memory() -> None:

@@ -10,12 +10,17 @@ from typing import Any
 
 from simhpc.rundir import Run, open_run
 from simhpc.stages.progress import ProgressFile
+from simhpc.store.atomic import never_writable_for_all
 
 Report = Callable[[int, int, str], None]
 """Called with (done, total, unit) as a task advances; first with what earlier attempts have left."""
 
 ALL = "_all"
 """The model of a task that concerns every model at once; no model key starts with an underscore."""
+
+
+PROCESSES = "SIMHPC_PROCESSES"
+"""The variable that says how many processes do this task together; torch's own (RANK, MASTER_ADDR) say the rest."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ def execute_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
     Returns:
         The stage's summary: names to numbers or strings; empty if the task was done already.
     """
+    os.environ.pop(PROCESSES, None)
     run = open_run(Path(run_dir))
     return execute(run, Task(stage, model), ProgressFile(run.dir.progress(stage, model)))
 
@@ -50,6 +56,7 @@ def execute(run: Run, task: Task, progress: ProgressFile) -> dict[str, Any]:
     """Do one task in this process, unless it is done, and keep its progress file."""
     from simhpc.stages import stage_module
 
+    never_writable_for_all()
     # Before torch is imported: its thread pools are sized once.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(run.study.resources.threads_per_task)

@@ -58,7 +58,7 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
     try:
         pixels = pixels.to(device, memory_format=fast.memory_format)
         forward_s, gradient_s = time_batches(fast.classifier.to(device), pixels)
-        training_s = 0.0 if model.training is None else _training_s(network, model, study, device)
+        training_s = 0.0 if model.training is None else _training_s(network, model, study, num_classes, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -107,7 +107,7 @@ def _median_s(work: Callable[[], None], device: torch.device, clock: Callable[[]
     return counted[len(counted) // 2]
 
 
-def _training_s(network: nn.Module, model: Model, study: Study, device: torch.device) -> float:
+def _training_s(network: nn.Module, model: Model, study: Study, num_classes: int, device: torch.device) -> float:
     """Seconds per image of the second of two short epochs, decoding and augmentation included."""
     settings = model.training
     assert settings is not None
@@ -115,18 +115,21 @@ def _training_s(network: nn.Module, model: Model, study: Study, device: torch.de
     batch_size = min(settings.batch_size, len(source.labels))
     positions = list(range(min(len(source.labels), _TRAINING_BATCHES * batch_size)))
     ends: list[float] = []
-    training.train(
+    trainer = training.Trainer(
         network.requires_grad_(True),
         source,
         positions,
         # No warm-up, and hardly any step: it is the time that counts, not where it leads.
         settings.model_copy(update={"epochs": 2, "warmup_epochs": 0.0, "lr": 1e-6}),
         model.data,
+        num_classes=model.args.get("num_classes", num_classes),
         seed=0,
-        device=device,
-        on_epoch=lambda _: ends.append(time.perf_counter()),
+        processes=training.Processes(device),
+        workers=study.resources.loader_workers,
+        key=model.key,
     )
-    return (ends[1] - ends[0]) / (len(positions) // batch_size * batch_size)
+    trainer.run(lambda _: ends.append(time.perf_counter()), look_every=trainer.steps_per_epoch)
+    return (ends[1] - ends[0]) / (trainer.steps_per_epoch * trainer.batch_size)
 
 
 def import_seconds() -> float:

@@ -34,6 +34,11 @@ def replacing(path: Path, *, verify: Callable[[Path], object] | None = None) -> 
         temporary.unlink(missing_ok=True)
 
 
+def never_writable_for_all() -> None:
+    """From now on this process, and those that it starts, make no file that everybody may write, whatever the umask."""
+    os.umask(os.umask(0o077) | 0o002)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with replacing(path) as temporary:

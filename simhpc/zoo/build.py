@@ -16,7 +16,7 @@ from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.readout import wake
 from simhpc.zoo.resolve import create_arguments
 from simhpc.zoo.timm_import import timm
-from simhpc.zoo.training import seed_everything
+from simhpc.zoo.training.seeding import seed_everything
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,17 @@ class Loaded:
     weights_sha256: str
 
 
-def untrained(model: Model, num_classes: int) -> nn.Module:
+def untrained(model: Model, num_classes: int, *, to_train: bool = False) -> nn.Module:
     """The architecture with fresh weights from torch's current random state (with weights `own`, its function's).
 
     Args:
         model: a resolved entry.
         num_classes: classes of the image set.
+        to_train: with the stochastic depth of its training, which is no part of it later.
     """
     if model.module is not None:
         return own.build(model, num_classes)
-    built: nn.Module = timm.create_model(**create_arguments(model, num_classes))
+    built: nn.Module = timm.create_model(**create_arguments(model, num_classes, to_train=to_train))
     return built
 
 

@@ -54,6 +54,11 @@ def _resolve_own(model: Model, num_classes: int) -> tuple[Model, torch.nn.Module
     """The model with its data config complete and the hashes of its source and weights, and its network."""
     found = own.locate(model)
     model = model.model_copy(update={"module_folder": str(found.folder), "module_sha256": found.sha256})
+    if model.training is not None and model.training.drop_path_rate:
+        raise ModelError(
+            f"model {model.key!r}: training.drop_path_rate is an argument of timm's architectures; what {model.module} "
+            "takes stands in args. Set it to 0 for this model"
+        )
     # Not on the meta device: code that was not written for it may do anything there.
     built = own.build(model, num_classes).eval()
     model = _with_data_config(model, own.data_config(model, built))
@@ -93,14 +98,17 @@ def complete(model: Model) -> Model:
     return _with_data_config(model, _pretrained_cfg(model))
 
 
-def create_arguments(model: Model, num_classes: int) -> dict[str, Any]:
+def create_arguments(model: Model, num_classes: int, *, to_train: bool = False) -> dict[str, Any]:
     """Keyword arguments of `timm.create_model` for a resolved model, weights aside.
 
     Args:
         num_classes: outputs of a model that is trained here; other weights bring their own head, whose size
             `args.num_classes` states where it differs from the architecture's default.
+        to_train: with `training.drop_path_rate`.
     """
     arguments = dict(model.args)
+    if to_train and model.training is not None and model.training.drop_path_rate:
+        arguments["drop_path_rate"] = model.training.drop_path_rate
     if model.is_trained_here:
         arguments.setdefault("num_classes", num_classes)
     try:
@@ -153,6 +161,8 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
         raise ModelError(
             f"model {model.key!r}: timm cannot build {model.timm!r} with args {model.args}: {error}"
         ) from error
+    if model.training is not None and model.training.drop_path_rate:
+        _check_drop_path(model, num_classes)
     try:
         with torch.device("meta"), torch.no_grad():
             logits = skeleton(torch.empty(1, 3, side, side))
@@ -167,6 +177,19 @@ def _skeleton(model: Model, num_classes: int) -> torch.nn.Module:
         )
     _check_outputs(model, logits.shape[1], num_classes)
     return skeleton
+
+
+def _check_drop_path(model: Model, num_classes: int) -> None:
+    if "drop_path_rate" in model.args:
+        raise ModelError(f"model {model.key!r}: drop_path_rate stands both in args and in training: leave one of them")
+    try:
+        with torch.device("meta"):
+            timm.create_model(**create_arguments(model, num_classes, to_train=True))
+    except Exception as error:
+        raise ModelError(
+            f"model {model.key!r}: {model.timm!r} takes no drop_path_rate: set training.drop_path_rate = 0 for it "
+            f"({error})"
+        ) from error
 
 
 def _check_head(model: Model, num_classes: int) -> None:

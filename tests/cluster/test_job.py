@@ -7,32 +7,52 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tiny import tiny, write_study
 
 from simhpc import __version__
 from simhpc.cluster import image, job
 from simhpc.cluster.container import SIGNAL, SUBMITTED_WITH
 from simhpc.cluster.job import REQUEUE_EXIT_CODE
-from simhpc.errors import ContainerError
+from simhpc.errors import ContainerError, SimhpcError
 from simhpc.rundir import open_run
-from simhpc.stages import aggregate, evaluate
+from simhpc.stages import aggregate, evaluate, progress
 from simhpc.stages.progress import Interrupted, ProgressFile, read_progress
 from simhpc.stages.task import ALL, Task, execute
 from simhpc.stages.validity import usable_sources
-from simhpc.store import attack_parts
+from simhpc.store import attack_parts, step_log
+from simhpc.store.checkpoint import metadata_of
+from simhpc.zoo import training
 
 PROGRAM = """
 import sys
 from simhpc.cluster.job import run_task
-print(run_task(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+print(run_task(sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:])))
 """
+# What srun gives each of two processes, and submitit its own jobs.
+SLURM_OF_TWO = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_JOB_NODELIST": "localhost",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SUBMITIT_EXECUTOR": "slurm",
+}
 
 
-def start(run, stage, model, timeout_min=60, delay_s=120):
-    command = [sys.executable, "-c", PROGRAM, str(run.dir.root), stage, model, str(timeout_min), str(delay_s)]
+def start(run, stage, model, timeout_min=60, delay_s=120, processes=1, rank=0):
+    numbers = [str(number) for number in (timeout_min, delay_s, processes)]
+    command = [sys.executable, "-c", PROGRAM, str(run.dir.root), stage, model, *numbers]
     environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"}
+    if processes > 1:
+        environment |= SLURM_OF_TWO | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        environment["MASTER_PORT"] = str(20_000 + os.getpid() % 40_000)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -45,8 +65,8 @@ def wait_for(condition, timeout_s=60):
 
 @pytest.fixture
 def slow(copied):
-    """The finished run with an attack of many small batches, to be interrupted."""
-    raw = tiny(resources={"batch_size": 4, "device": "cpu"})
+    """The finished run with an attack of many small batches, and trainings that save often, to be interrupted."""
+    raw = tiny(resources={"batch_size": 4, "device": "cpu", "save_every_s": 0})
     from simhpc.stages.prepare import prepare
     from simhpc.study import load_study
 
@@ -211,21 +231,84 @@ def test_a_task_that_is_done_already_does_nothing(slow):
     assert slow.dir.adversarial("cnn").stat().st_mtime_ns == before
 
 
-def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow):
+def test_a_limit_that_is_too_short_is_said_and_not_repeated_for_ever(slow, monkeypatch, sigusr2):
     """At the time limit with nothing saved, requeueing would come to the same again."""
     slow.dir.checkpoint("vit").unlink()
-    slow.dir.progress("train", "vit").unlink(missing_ok=True)
-    process = start(slow, "train", "vit", timeout_min=1, delay_s=15)  # any moment is near this limit
-    wait_for(lambda: (found := read_progress(slow.dir.progress("train", "vit"))) is not None and found.total > 0)
-    process.send_signal(signal.SIGUSR2)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "raise timeout_min (now 1) in the profile" in err
-    progress = read_progress(slow.dir.progress("train", "vit"))
-    assert progress.state == "failed"
-    assert "raise timeout_min (now 1)" in progress.error
-    assert "batch_size" not in progress.error  # that of a training is its own
+    monkeypatch.setattr(training.Trainer, "run", lambda *_: signal.raise_signal(signal.SIGUSR2))
+    monkeypatch.setattr(progress, "held_back", nullcontext)  # told to stop before the first step is over
+    with pytest.raises(job.TooLittleTimeError, match=r"raise timeout_min \(now 1\) in the profile"):
+        job.run_task(str(slow.dir.root), "train", "vit", 1, 15)  # any moment is near this limit
+    found = read_progress(slow.dir.progress("train", "vit"))
+    assert found.state == "failed"
+    assert "raise timeout_min (now 1)" in found.error
+    assert "batch_size" not in found.error  # that of a training is its own
     assert open_run(slow.dir.root).study == slow.study
+
+
+def states(run):
+    return sorted(run.dir.training_states("vit").rglob("step-*.pt"))
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(slow):
+    """Asked to stop, then killed: the checkpoint is that of a training that was never stopped."""
+    path, log = slow.dir.checkpoint("vit"), slow.dir.training_log("vit")
+    whole, rows = path.read_bytes(), without_speed(step_log.read(log))
+    path.unlink()
+    process = start(slow, "train", "vit")
+    wait_for(lambda: states(slow))
+    process.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == REQUEUE_EXIT_CODE, err
+    assert "asks to be requeued" in out
+    stopped = read_progress(slow.dir.progress("train", "vit"))
+    assert stopped.state == "interrupted"
+    assert int(states(slow)[-1].stem.removeprefix("step-")) == stopped.done > 0
+    process = start(slow, "train", "vit")
+    before = states(slow)
+    wait_for(lambda: states(slow) != before)
+    process.kill()
+    process.communicate(timeout=120)
+    assert not path.exists()
+    reached = int(states(slow)[-1].stem.removeprefix("step-"))
+    process = start(slow, "train", "vit")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert reached <= read_progress(slow.dir.progress("train", "vit")).resumed
+    assert path.read_bytes() == whole
+    assert without_speed(step_log.read(log)) == rows
+    assert not slow.dir.training_states("vit").exists()
+
+
+def without_speed(rows):
+    return [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_stop_together(slow):
+    """As srun starts them; told to stop, both end with the code that requeues, and then go on together."""
+    path = slow.dir.checkpoint("vit")
+    alone = load_file(path)
+    path.unlink()
+    for is_stopped in (True, False):
+        both = [start(slow, "train", "vit", processes=2, rank=rank) for rank in range(2)]
+        if is_stopped:
+            wait_for(lambda: states(slow), timeout_s=180)
+            for process in both:
+                process.send_signal(signal.SIGUSR2)
+        for process in both:
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == (REQUEUE_EXIT_CODE if is_stopped else 0), err
+    assert read_progress(slow.dir.progress("train", "vit")).resumed > 0
+    assert metadata_of(path)["processes"] == "2"
+    for name, value in load_file(path).items():
+        np.testing.assert_allclose(value, alone[name], rtol=0.05, atol=5e-3)
+
+
+def test_another_number_of_processes_than_asked_for_is_an_error(slow, monkeypatch):
+    for name, value in SLURM_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SimhpcError, match="asks for 3 processes .* and Slurm has started 2"):
+        job.run_task(str(slow.dir.root), "train", "vit", 60, 120, 3)
 
 
 def test_the_other_signal_stops_a_task_too(slow):

@@ -177,6 +177,7 @@ def test_seconds(make_study, tmp_path):
     assert found["attack", "cnn"].step_s == 4.0 + 96 * 0.5 + 32 * 4 * 2.0
     assert found["evaluate", "cnn"].todo_s == 4.0 + 64 * 0.5
     assert found["train", "cnn"].todo_s == 4.0 + 6 * 26 * 64 * 3.0 + 96 * 0.5
+    assert found["train", "cnn"].step_s == 4.0 + 64 * 3.0 + 96 * 0.5
     assert found["aggregate", ALL].todo_s == START_S
 
 

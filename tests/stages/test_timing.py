@@ -75,16 +75,22 @@ def test_training_is_the_train_stages_own(make_study, monkeypatch):
     """Two epochs of four batches, on the images and with the augmentation of the model; the second one counts."""
     seen = {}
 
-    def train(network, images, positions, training, data, *, on_epoch, **_):
-        seen.update(n=len(positions), epochs=training.epochs, side=data.input_size_px, hflip=training.hflip_prob)
-        assert all(parameter.requires_grad for parameter in network.parameters())
-        assert images.image(positions[-1]).size == (8, 8)
-        for now_s in (100.0, 228.0):
-            monkeypatch.setattr(timing.time, "perf_counter", lambda now_s=now_s: now_s)
-            on_epoch(1)
+    class Trainer:
+        steps_per_epoch, batch_size = 4, 16
+
+        def __init__(self, network, images, positions, training, data, **_):
+            seen.update(n=len(positions), epochs=training.epochs, side=data.input_size_px, hflip=training.hflip_prob)
+            assert all(parameter.requires_grad for parameter in network.parameters())
+            assert images.image(positions[-1]).size == (8, 8)
+
+        def run(self, on_steps, look_every):
+            assert look_every == self.steps_per_epoch
+            for now_s in (100.0, 228.0):
+                monkeypatch.setattr(timing.time, "perf_counter", lambda now_s=now_s: now_s)
+                on_steps([])
 
     monkeypatch.setattr(timing, "time_batches", lambda *_: (1.0, 1.0))
-    monkeypatch.setattr(timing.training, "train", train)
+    monkeypatch.setattr(timing.training, "Trainer", Trainer)
     study = make_study(("cnn",), training={"batch_size": 16})
     speed = measure(resolve_model(study.models[0], 10), study, 10, import_s=0.0)
     assert seen == {"n": 64, "epochs": 2, "side": 16, "hflip": 0.0}

@@ -170,6 +170,7 @@ class Content:
         analyses: by name of its section; the one named `clusters` stands beside the tree.
         examples: None for a matrix from elsewhere.
         provenance: name and value.
+        hashes: of what, and which.
         files: tables of the run itself.
     """
 
@@ -178,6 +179,7 @@ class Content:
     facts: Sequence[tuple[str, str]]
     models: Sequence[ModelRow]
     provenance: Sequence[tuple[str, str]]
+    hashes: Sequence[tuple[str, str]]
     files: Sequence[File]
     examples: Examples | None = None
     orders: dict[str, list[int]] = field(default_factory=dict)

@@ -1,13 +1,14 @@
 """The report as one HTML file: template, style sheet and script of this folder, filled with `Content`.
 
-Jinja escapes every text of the data (study titles, class names and cells of CSV files are anybody's); the script takes its
-numbers and names from a JSON block and sets text only. The page's Content-Security-Policy lets nothing be loaded,
+Jinja escapes every text of the data (study titles, class names and cells of CSV files are anybody's); the script takes
+its numbers and names from a JSON block and sets text only. The page's Content-Security-Policy lets nothing be loaded,
 and no other script or style be used than these two, by their hashes.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from importlib import resources
@@ -15,7 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
@@ -51,16 +52,13 @@ def render(content: Content) -> str:
 def _fill(content: Content, hrefs: dict[str, str]) -> str:
     """The template's text; files that have no `data:` URI are named only."""
     style, script = (_part(name) for name in ("page.css", "page.js"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    template = environment.from_string(_part("page.html.jinja"))
     sat = content.matrix.sat
     kept = complete(sat)
     known = sat[np.ix_(kept, kept)]
     placed = plane(distances(known)) if len(kept) > 1 else None
     looks = styles([model.family for model in content.models if model.family])
     clusters = content.grouping.cluster_of if content.grouping else {}
-    return template.render(
+    return _template().render(
         content=content,
         hrefs=hrefs,
         version=__version__,
@@ -84,6 +82,13 @@ def _fill(content: Content, hrefs: dict[str, str]) -> str:
         plain_mark=MARKS["o"],
         analyses={analysis.name: analysis for analysis in content.analyses},
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = percent
+    return environment.from_string(_part("page.html.jinja"))
 
 
 def embedded_json(data: dict[str, Any]) -> str:

@@ -117,9 +117,10 @@ def draw_plane(points: NDArray[np.float64], names: Sequence[str]) -> PlaneDrawin
 def draw_tree(tree: Tree) -> TreeDrawing:
     """Branches to the right end at the models; the axis below is SAT, most alike at the right."""
     drawn = hierarchy.dendrogram(np.array(tree.linkage), no_plot=True)
+    order: list[int] = np.array(drawn["leaves"]).tolist()
     n = len(tree.models)
     row, top, stem = (20.0, 8.0, 300.0) if n <= 30 else (16.0, 8.0, 340.0)
-    labels = [shortened(tree.models[leaf]) for leaf in drawn["leaves"]]
+    labels = [shortened(tree.models[leaf]) for leaf in order]
     highest = max(float(tree.linkage[-1][2]), 1e-9)
     lowest_sat = tree.sat_at_height_0 - highest
 
@@ -138,7 +139,7 @@ def draw_tree(tree: Tree) -> TreeDrawing:
         height=bottom + 40.0,
         leaves_x=stem,
         branches=branches,
-        leaves=[Leaf(leaf, _px(top + row / 2 + row * k), labels[k]) for k, leaf in enumerate(drawn["leaves"])],
+        leaves=[Leaf(leaf, _px(top + row / 2 + row * k), labels[k]) for k, leaf in enumerate(order)],
         ticks=[(_px(x(tree.sat_at_height_0 - sat)), text) for sat, text in ticks(lowest_sat, tree.sat_at_height_0)],
         axis_y=bottom,
     )

@@ -50,6 +50,7 @@
   const columnNames = byId("column-names");
   const readout = byId("readout");
   const MOST_NAMES_PX = 170;
+  const MOST_CELL_PX = 56;
   let order = Object.values(data.orders)[0];
   let cell = 12;
   let namesPx = 100;
@@ -117,10 +118,13 @@
       measure.font = `${fontPx(size)}px ${family}`;
       return Math.ceil(Math.max(...models.map((model) => measure.measureText(model.key).width))) + 12;
     };
-    const most = Math.min(MOST_NAMES_PX, room * 0.36);
-    namesPx = Math.min(most, long(14));
-    cell = Math.max(count > 400 ? 5 : 11, Math.min(44, Math.floor((room - namesPx) / count)));
-    namesPx = Math.min(most, long(cell));
+    const mostNames = Math.min(MOST_NAMES_PX, room * 0.36);
+    namesPx = Math.min(mostNames, long(14));
+    const fitting = (px) => Math.floor((px - namesPx) / count);
+    // All rows in view, unless the cells would be small.
+    const most = Math.min(MOST_CELL_PX, Math.max(28, fitting(0.86 * window.innerHeight)));
+    cell = Math.max(count > 400 ? 5 : 11, Math.min(most, fitting(room)));
+    namesPx = Math.min(mostNames, long(cell));
     place(byId("corner"), 0, 0, namesPx, namesPx);
     for (const [element, width, height] of [
       [rowNames, namesPx, cell * count],
@@ -378,14 +382,16 @@
   hatch(byId("legend-hatch").getContext("2d"), 0, 0, 24, 14);
   byId("legend-unknown").hidden = data.sat.every((value) => value !== null);
 
+  const section = byId("matrix");
   let roomPx = 0;
   function fit() {
-    if (box.clientWidth === roomPx || box.clientWidth === 0) return;
-    roomPx = box.clientWidth;
-    layOut(roomPx - 2);
+    if (section.clientWidth === roomPx) return;
+    roomPx = section.clientWidth;
+    // Less its border and scroll bar.
+    layOut(roomPx - (box.offsetWidth - box.clientWidth));
   }
-  new ResizeObserver(fit).observe(box);
+  new ResizeObserver(fit).observe(section);
   window.addEventListener("beforeprint", () => layOut(680));
-  window.addEventListener("afterprint", () => layOut(roomPx - 2));
+  window.addEventListener("afterprint", () => layOut(roomPx - (box.offsetWidth - box.clientWidth)));
   fit();
 })();

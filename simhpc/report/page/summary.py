@@ -7,13 +7,13 @@ from typing import Any
 
 from simhpc.report.page.content import Table
 
-_NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "settings", "notes")
+_NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "settings", "notes", "models")
 _MOST_ROWS = 30
 _MOST_LISTED = 8
 
 
 def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Single values, short lists of them, and the values of tables of them; name and text.
+    """Single values, short lists of them, and the values of one row of them; name and text.
 
     Args:
         result: an analysis's JSON file.
@@ -27,20 +27,25 @@ def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str
         if _is_single(value) or _is_list(value):
             found.append((name, text(value, most=_MOST_LISTED)))
         elif _is_row(value):
-            found += [(f"{name}: {_spaced(inner)}", text(single)) for inner, single in value.items()]
+            inside = ((names.get(inner, _spaced(inner)), single) for inner, single in value.items())
+            found += [(f"{name}: {inner}", text(single, most=_MOST_LISTED)) for inner, single in inside]
     return found
 
 
 def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
-    """Lists of rows, those of at most 30; rows are tables of single values and short lists."""
+    """Lists of rows, and rows by name, those of at most 30; what is one row inside a row becomes columns of it."""
     found = []
     for key, value in result.items():
-        is_table = isinstance(value, list) and 0 < len(value) <= _MOST_ROWS and all(map(_is_row, value))
-        if key in _NO_FACTS or not is_table:
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            value = [{"": name, **row} for name, row in value.items()]
+        if key in _NO_FACTS or not isinstance(value, list) or not 0 < len(value) <= _MOST_ROWS:
             continue
-        header = list(dict.fromkeys(inner for row in value for inner in row))
-        rows = [[text(row[inner]) if inner in row else "" for inner in header] for row in value]
-        found.append(Table(names.get(key, _spaced(key)), [names.get(inner, _spaced(inner)) for inner in header], rows))
+        rows = [_flat(row) if isinstance(row, dict) else {} for row in value]
+        if not all(map(_is_row, rows)):
+            continue
+        header = list(dict.fromkeys(inner for row in rows for inner in row))
+        cells = [[text(row[inner]) if inner in row else "" for inner in header] for row in rows]
+        found.append(Table(names.get(key, _spaced(key)), [names.get(inner, _spaced(inner)) for inner in header], cells))
     return found
 
 
@@ -58,7 +63,7 @@ def text(value: Any, most: int | None = None) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.4g}"
+            return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
         case list():
             more = f" and {len(value) - most} more" if most and len(value) > most else ""
             return ", ".join(map(text, value[:most])) + more
@@ -76,6 +81,16 @@ def _is_list(value: Any) -> bool:
 
 def _is_row(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(_is_single(v) or _is_list(v) for v in value.values())
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without rows inside it: their values are called `outer: inner`."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        flat |= (
+            {f"{key}: {inner}": single for inner, single in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat
 
 
 def _spaced(key: str) -> str:

@@ -1,0 +1,64 @@
+"""Figures and tables of any analysis's JSON, with nothing known of it."""
+
+from __future__ import annotations
+
+from simhpc.report.page import summary
+from simhpc.report.page.content import Table
+
+RESULT = {
+    "created_by": "simhpc 0",
+    "title": "x",
+    "similarity_sha256": "a",
+    "components_sha256": "b",
+    "settings": {"seed": 0, "boosting": {"stages": 500}, "sizes": [2, 3]},
+    "r2_held_out": 0.123456,
+    "unknown_thing": None,
+    "is_sure": True,
+    "ranking": [f"component {k}" for k in range(10)],
+    "nothing": [],
+    "best": {"members": ["a", "b"], "accuracy": 0.75},
+    "choices": [{"k": 2, "gap": 0.5}, {"k": 3, "note": "last"}],
+    "kinds": {"regime": {"n": 2, "cost": {"forward": 1.0}}, "other": {"n": 3}},
+    "models": ["a", "b"],
+    "tree": {"linkage": [[0.0, 1.0, 0.5, 2.0]]},
+    "notes": ["a note"],
+}
+
+
+def test_facts():
+    assert summary.facts(RESULT, {"r2_held_out": "R² held out"}) == [
+        ("R² held out", "0.1235"),
+        ("unknown thing", "unknown"),
+        ("is sure", "yes"),
+        ("ranking", ", ".join(f"component {k}" for k in range(8)) + " and 2 more"),
+        ("best: members", "a, b"),
+        ("best: accuracy", "0.75"),
+    ]
+
+
+def test_tables_have_every_column_that_a_row_has():
+    assert summary.tables(RESULT, {"choices": "Choices", "gap": "eigengap"}) == [
+        Table("Choices", ["k", "eigengap", "note"], [["2", "0.5", ""], ["3", "", "last"]]),
+        Table("kinds", ["", "n", "cost: forward"], [["regime", "2", "1"], ["other", "3", ""]]),
+    ]
+
+
+def test_lists_in_tables_are_whole():
+    (table,) = summary.tables({"clusters": [{"models": [f"m{k}" for k in range(20)]}]}, {})
+    assert table.rows == [[", ".join(f"m{k}" for k in range(20))]]
+
+
+def test_long_lists_of_rows_are_no_small_table():
+    assert summary.tables({"ensembles": [{"k": k} for k in range(31)]}, {}) == []
+    assert len(summary.tables({"ensembles": [{"k": k} for k in range(30)]}, {})) == 1
+
+
+def test_settings_with_their_inner_tables():
+    assert summary.settings(RESULT) == [("seed", "0"), ("boosting: stages", "500"), ("sizes", "2, 3")]
+    assert summary.settings({}) == []
+
+
+def test_numbers_as_people_read_them():
+    assert [summary.text(value) for value in (1.0, 0.000123456, 12345.678, 3, False, "a")] == [
+        "1", "0.0001235", "12346", "3", "no", "a",
+    ]  # fmt: skip

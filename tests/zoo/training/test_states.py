@@ -1,0 +1,63 @@
+"""Saved states: the newest that is whole, of this training, and nothing that a file could execute."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from simhpc.errors import BadFileError
+from simhpc.zoo.training import States
+
+
+def state(step):
+    return {"step": step, "model": {"w": torch.full((1000,), float(step))}}
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    states = States(tmp_path, "a" * 64)
+    assert states.last() == 0
+    assert states.path_of_last() is None
+    for step in (5, 20, 100):
+        states.save(step, state(step))
+    assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["step-000000020.pt", "step-000000100.pt"]
+    assert states.last() == 100
+    assert states.load(100)["model"]["w"][0] == 100
+
+
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "empty"])
+def test_a_damaged_state_is_passed_over(tmp_path, damage):
+    states = States(tmp_path, "a" * 64)
+    states.save(1, state(1))
+    path = states.save(2, state(2))
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 0xFF
+    path.write_bytes({"cut off": data[:-300], "flipped": data, "empty": b""}[damage])
+    assert states.last() == 1
+    with pytest.raises(BadFileError, match=str(path)):
+        states.load(2)
+
+
+def test_another_training_goes_on_from_its_own(tmp_path):
+    ours, theirs = States(tmp_path, "a" * 64), States(tmp_path, "b" * 64)
+    path = ours.save(3, state(3))
+    assert theirs.last() == 0
+    other = theirs.save(4, state(4))
+    other.write_bytes(path.read_bytes())  # copied by hand
+    assert theirs.last() == 0
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, capsys):
+    states = States(tmp_path, "a" * 64)
+    states.save(1, state(1))
+    torch.save({"model": Trap()}, states.save(2, state(2)))
+    (tmp_path / ("a" * 16) / "step-000000003.pt").write_bytes(pickle.dumps(Trap()))
+    assert states.last() == 1
+    assert "executed" not in capsys.readouterr().out
