@@ -153,14 +153,7 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         notes.append(f"the models fall into {n_parts} parts with no similarity above 0 between them")
         if n_parts > k:
             notes.append(f"that is more than {k} clusters: which parts share one is arbitrary; see the stability")
-    points = embedding(vectors, k)
-    n_different = len(np.unique(np.round(points, 9) + 0.0, axis=0))
-    if n_different < k:
-        notes.append(
-            f"there are {n_different} different kinds of models for {k} clusters: which of equal models share one is "
-            "arbitrary"
-        )
-    coassignment = coassignments(points, k, settings)
+    coassignment = coassignments(embedding(vectors, k), k, settings)
     labels = consensus(coassignment, k)
     return Clusters(
         kept=kept,
@@ -227,7 +220,7 @@ def k_means(points: Matrix, k: int, *, starts: int, seed: int) -> Labels:
     """Labels (N,), 0 to k - 1, of the best of so many starts."""
     # A start is a millisecond of work; where other things run, threads would wait longer than that for each other.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Fewer different points than clusters: `clusters` says so.
+        # Fewer different points than clusters: the stability shows it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(n_clusters=k, n_init=starts, random_state=seed % 2**32).fit(points)
     labels: Labels = found.labels_.astype(np.int64)

@@ -334,7 +334,7 @@ def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -
         left out. NaN where none had.
     """
     n = len(similarity)
-    weights = model_weights(n, settings.resamples, settings.seed)
+    weights = model_weights(n, settings.resamples, derive_seed(settings.seed, "models"))
     known = np.isfinite(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(known, similarity, 0.0)
     low, high, defined = (np.full(coded.shape[1], np.nan) for _ in range(3))
