@@ -31,6 +31,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     rf"adversarial/{_MODEL}\.h5": ("adversarial", "attack"),
     rf"predictions/{_MODEL}\.h5": ("predictions", "evaluate"),
     rf"representations/{_MODEL}\.h5": ("representations", "representations"),
+    rf"answers/{_MODEL}-[0-9a-f]{{16}}\.h5": ("teacher's answers", "distill"),
     rf"partial/attack/{_MODEL}/[0-9a-f]{{16}}/\d{{7}}\.h5": ("attack part", "attack"),
     rf"partial/evaluate/{_MODEL}\.h5": ("partial predictions", "evaluate"),
     r"similarity\.h5": ("similarity", "aggregate"),
@@ -114,7 +115,7 @@ def verify(
             return verify(run, deep=deep, worker=own, report=report)
     held, notes, findings = _survey(run)
     faults: list[tuple[_Held, str, bool]] = []
-    known = {model.key for model in run.study.models} | {"", ALL}
+    known = {entry.key for entry in (*run.study.models, *run.study.students)} | {"", ALL}
     for file in held:
         name = _name(run, file.path)
         report(name)
@@ -189,7 +190,7 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
         elif match := next(filter(None, (re.fullmatch(pattern, name) for pattern in _KINDS)), None):
             kind, maker = _KINDS[match.re.pattern]
             held.append(_Held(path, kind, maker, match.groupdict().get("model") or ""))
-        elif not _KNOWN.fullmatch(name):
+        elif not _KNOWN.fullmatch(name) and not (path.is_symlink() and path.is_dir()):
             notes.append(f"{_shown(name)} is none of simhpc's files: left alone")
     # What others are compared with comes first.
     order = list(verify_files.CHECKS)
@@ -202,7 +203,11 @@ def _walk(folder: Path) -> Iterator[Path]:
     Linked folders of the first level are entered: large ones are often kept on another disk.
     """
     for entry in sorted(folder.rglob("*")):
-        if not entry.is_dir() or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS):
+        if (
+            not entry.is_dir()
+            or entry.is_symlink()
+            or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS)
+        ):
             yield entry
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and entry.is_dir():
@@ -245,6 +250,10 @@ class _Redoable:
         if maker == "images":
             return _can_be_drawn_again(run)
         entries = [entry for entry in run.study.models if entry.key == model]
+        if maker == "train" and (of_student := [s for s in run.study.students if s.key == model]):
+            return self("distill", of_student[0].teacher) and _all_exist(run, "distill", model)
+        if maker == "distill":  # a teacher's answers
+            return bool(entries) and self._has_images() and self._has_weights(entries[0])
         if maker == "train":
             return bool(entries) and self._has_images() and _all_exist(run, "train", model)
         if maker in ("attack", "representations"):
