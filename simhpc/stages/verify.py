@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from simhpc.stages import inputs, prepare, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
 from simhpc.stages.task import ALL
 from simhpc.store import image_set
+from simhpc.store.atomic import is_left_over, is_temporary
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
 
@@ -31,6 +30,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     rf"adversarial/{_MODEL}\.h5": ("adversarial", "attack"),
     rf"predictions/{_MODEL}\.h5": ("predictions", "evaluate"),
     rf"representations/{_MODEL}\.h5": ("representations", "representations"),
+    rf"answers/{_MODEL}-[0-9a-f]{{16}}\.h5": ("teacher's answers", "distill"),
     rf"partial/attack/{_MODEL}/[0-9a-f]{{16}}/\d{{7}}\.h5": ("attack part", "attack"),
     rf"partial/evaluate/{_MODEL}\.h5": ("partial predictions", "evaluate"),
     r"similarity\.h5": ("similarity", "aggregate"),
@@ -48,8 +48,6 @@ _KINDS: dict[str, tuple[str, str]] = {
 _KNOWN = re.compile(r"study\.toml|(slurm|partial/train|metrics|tensorboard)/.*")
 """Looked at elsewhere (study.toml by `open_run`), or of other programs and not looked into."""
 
-_TEMPORARY = re.compile(r".*\.tmp\.(?P<host>[^/]+)\.(?P<pid>\d+)\.[0-9a-f]{6}")
-_ABANDONED_S = 24 * 3600.0
 _LEAST_S = 120.0
 _BYTES_PER_S = 2e6
 """A file may take `_LEAST_S` and as long as a disk this slow needs for it."""
@@ -114,7 +112,8 @@ def verify(
             return verify(run, deep=deep, worker=own, report=report)
     held, notes, findings = _survey(run)
     faults: list[tuple[_Held, str, bool]] = []
-    known = {model.key for model in run.study.models} | {"", ALL}
+    models, students = run.study.models, run.study.students
+    known = {"", ALL, *(model.key for model in models), *(student.key for student in students)}
     for file in held:
         name = _name(run, file.path)
         report(name)
@@ -184,12 +183,12 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             notes.append(f"{_shown(name)} is a link to {_shown(str(path.readlink()))}: read, and never written through")
-        if match := _TEMPORARY.fullmatch(name):
-            findings += _leftover(path, name, match)
+        if is_temporary(path.name):
+            findings += _leftover(path, name)
         elif match := next(filter(None, (re.fullmatch(pattern, name) for pattern in _KINDS)), None):
             kind, maker = _KINDS[match.re.pattern]
             held.append(_Held(path, kind, maker, match.groupdict().get("model") or ""))
-        elif not _KNOWN.fullmatch(name):
+        elif not _KNOWN.fullmatch(name) and not (path.is_symlink() and path.is_dir()):
             notes.append(f"{_shown(name)} is none of simhpc's files: left alone")
     # What others are compared with comes first.
     order = list(verify_files.CHECKS)
@@ -202,23 +201,21 @@ def _walk(folder: Path) -> Iterator[Path]:
     Linked folders of the first level are entered: large ones are often kept on another disk.
     """
     for entry in sorted(folder.rglob("*")):
-        if not entry.is_dir() or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS):
+        if (
+            not entry.is_dir()
+            or entry.is_symlink()
+            or any(re.fullmatch(pattern, entry.relative_to(folder).as_posix()) for pattern in _KINDS)
+        ):
             yield entry
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and entry.is_dir():
             yield from (path for path in sorted(entry.rglob("*")) if not path.is_dir())
 
 
-def _leftover(path: Path, name: str, match: re.Match[str]) -> list[Finding]:
+def _leftover(path: Path, name: str) -> list[Finding]:
     """A temporary file that its writer has left, as far as can be told from here."""
     stamp = _stamp(path)
-    if stamp is None:
-        return []
-    if match["host"] == socket.gethostname():
-        is_abandoned = not _is_alive(int(match["pid"]))
-    else:
-        is_abandoned = time.time() - stamp[2] / 1e9 > _ABANDONED_S
-    if not is_abandoned:
+    if stamp is None or not is_left_over(path):
         return []
     todo = "delete it, or let --repair do it"
     return [Finding(name, "is what a task that was killed has left", todo, path.is_file(), stamp)]
@@ -245,6 +242,10 @@ class _Redoable:
         if maker == "images":
             return _can_be_drawn_again(run)
         entries = [entry for entry in run.study.models if entry.key == model]
+        if maker == "train" and (of_student := [s for s in run.study.students if s.key == model]):
+            return self("distill", of_student[0].teacher) and _all_exist(run, "distill", model)
+        if maker == "distill":  # a teacher's answers
+            return bool(entries) and self._has_images() and self._has_weights(entries[0])
         if maker == "train":
             return bool(entries) and self._has_images() and _all_exist(run, "train", model)
         if maker in ("attack", "representations"):
@@ -335,13 +336,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

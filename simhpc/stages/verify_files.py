@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from simhpc import image_list
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, SimhpcError
 from simhpc.rundir import Run, open_run
-from simhpc.stages import aggregate, prepare, representations, train
+from simhpc.stages import aggregate, distill, prepare, representations, train
 from simhpc.stages.task import Task
 from simhpc.stages.validity import check_provenance
-from simhpc.store import adversarial, attack_parts, checkpoint, hdf5, image_set, predictions, similarity
+from simhpc.store import adversarial, answers, attack_parts, checkpoint, hdf5, image_set, predictions, similarity
 from simhpc.store import representations as representation_files
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.predictions import NOT_SHOWN
@@ -113,13 +113,16 @@ def _image_list(run: Run, path: Path, _model: str, deep: bool) -> Faults:
 
 def _checkpoint(run: Run, path: Path, model: str, deep: bool) -> Faults:
     metadata = checkpoint.metadata_of(path)
-    entry = run.study.model(model)
+    is_student = model in {student.key for student in run.study.students}
+    entry = run.study.student(model) if is_student else run.study.model(model)
     wanted = {"model": model, "model_sha256": entry.sha256(), "seed": str(run.study.seed)}
     for name, want in wanted.items():
         if metadata.get(name) != want:
             raise ForeignFileError(f"{path}: {name} is {metadata.get(name)}, this run's is {want}: of another run")
-    if run.dir.images.exists() and not train.is_done(run, Task(train.STAGE, model)):
+    if run.dir.images.exists() and not is_student and not train.is_done(run, Task(train.STAGE, model)):
         raise ForeignFileError(f"{path} was trained beside another image set: of another run, or out of date")
+    if is_student and not distill.is_done(run, Task(distill.STAGE, model)):
+        raise ForeignFileError(f"{path} was distilled from another teacher, or beside other images: out of date")
     if deep:
         checkpoint.check_content(path)
     yield from ()
@@ -181,20 +184,20 @@ def _predictions(run: Run, path: Path, model: str, deep: bool) -> Faults:
     num_classes = found.clean_probabilities.shape[1]
     is_correct = found.clean_pred == found.labels
     for row, key in enumerate(found.sources):
-        answers = found.adv_pred[row]
-        shown = answers != NOT_SHOWN
-        is_answer = (answers[shown] >= 0) & (answers[shown] < num_classes)
+        told = found.adv_pred[row]
+        shown = told != NOT_SHOWN
+        is_answer = (told[shown] >= 0) & (told[shown] < num_classes)
         yield from _when(not is_answer.all(), f"an answer to the images of {key} is no class")
-        yield from _margins(answers, found.adv_margin[row], found.labels, f"adversarial/margin of {key}", shown)
+        yield from _margins(told, found.adv_margin[row], found.labels, f"adversarial/margin of {key}", shown)
         yield from _when(bool(np.isfinite(found.adv_margin[row][~shown]).any()), f"an image of {key} has no answer")
-        yield from _of_source(run, key, found.source_sha256[row], answers, shown, is_correct, is_own=key == model)
+        yield from _of_source(run, key, found.source_sha256[row], told, shown, is_correct, is_own=key == model)
 
 
 def _of_source(
     run: Run,
     key: str,
     sha256: str,
-    answers: NDArray[np.int32],
+    told: NDArray[np.int32],
     shown: NDArray[np.bool_],
     is_correct: NDArray[np.bool_],
     *,
@@ -216,7 +219,7 @@ def _of_source(
     wanted[index] = True
     yield from _when(not np.array_equal(shown, wanted & is_correct), f"the images shown of {key} are not X_AB")
     if is_own and len(index):
-        differ = int(np.count_nonzero(answers[index] != _own_answers(path)))
+        differ = int(np.count_nonzero(told[index] != _own_answers(path)))
         yield from _when(
             differ > max(2, _OWN_ANSWERS_MAY_DIFFER * len(index)),
             f"{differ} of {len(index)} answers to its own images are others than when it was attacked",
@@ -250,6 +253,14 @@ def _representations(run: Run, path: Path, model: str, deep: bool) -> Faults:
     except BadFileError as error:
         raise ForeignFileError(str(error)) from None
     yield from ()
+
+
+def _teachers_answers(_run: Run, path: Path, model: str, deep: bool) -> Faults:
+    attributes = hdf5.attributes(path, kind=answers.KIND, version=answers.VERSION)
+    is_in_place = attributes.get("teacher") == model and path.stem == f"{model}-{str(attributes.get('identity'))[:16]}"
+    yield from _when(not is_in_place, "holds other answers than its name says")
+    if deep:
+        hdf5.check_content(path, kind=answers.KIND, version=answers.VERSION)
 
 
 def _similarity(run: Run, path: Path, _model: str, deep: bool) -> Faults:
@@ -324,10 +335,13 @@ def _text_file(_run: Run, path: Path, _model: str, _deep: bool) -> Faults:
 
 def _settings(run: Run, found: Any) -> Faults:
     """What provenance repeats of the study, besides the hashes."""
-    attack = json.dumps(run.study.attack.model_dump(mode="json"), sort_keys=True)
+    try:
+        attack = json.loads(found.attack)
+    except ValueError:
+        attack = found.attack
     entry = run.study.model(found.model)
     for name, have, want in (
-        ("attack", found.attack, attack),
+        ("attack", attack, run.study.attack.model_dump(mode="json")),
         ("seed", found.seed, run.study.seed),
         ("precision", found.precision, run.study.precision),
         ("timm_name", found.timm_name, entry.timm_name),
@@ -449,6 +463,7 @@ CHECKS: dict[str, Callable[[Run, Path, str, bool], Faults]] = {
     "adversarial": _adversarial,
     "predictions": _predictions,
     "representations": _representations,
+    "teacher's answers": _teachers_answers,
     "partial predictions": _partial_predictions,
     "attack part": _attack_part,
     "similarity": _similarity,

@@ -15,13 +15,17 @@ from dataclasses import replace
 import damage
 import numpy as np
 import pytest
-from tiny import execute_all
+from safetensors.numpy import load_file
+from tiny import execute_all, tiny, write_study
 
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import verify, verify_files
+from simhpc.stages import distill, verify, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
-from simhpc.store import adversarial, predictions, similarity
+from simhpc.stages.prepare import prepare
+from simhpc.store import adversarial, answers, checkpoint, predictions, similarity
+from simhpc.store.atomic import temporary_name
+from simhpc.study import load_study
 
 _LIMIT_S = 300.0
 
@@ -139,7 +143,8 @@ def test_seven_hundred_mutated_files_are_found_or_harmless(worker, finished, tmp
 def test_a_finished_run_is_clean(look, finished, deep):
     found = look(finished, deep=deep)
     assert (found.findings, found.notes) == ([], [])
-    assert found.n_files == sum(path.is_file() for path in finished.dir.root.rglob("*"))
+    files = [path for path in finished.dir.root.rglob("*") if path.is_file() and path.parent.name != "metrics"]
+    assert found.n_files == len(files)
 
 
 def test_files_without_a_seal_are_read(look, copied):
@@ -235,10 +240,11 @@ def test_leftovers_of_killed_tasks(look, copied):
     here, elsewhere = socket.gethostname(), "another-host"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    ours = temporary_name(copied.dir.images).name
     names = {
-        f"images.h5.tmp.{here}.{dead.pid}.0a1b2c": True,
-        f"images.h5.tmp.{here}.{os.getpid()}.0a1b2c": False,  # its writer is at work
-        f"images.h5.tmp.{elsewhere}.1.0a1b2c": False,  # perhaps
+        ours.replace(f".{os.getpid()}.", f".{dead.pid}."): True,
+        ours: False,  # its writer is at work
+        ours.replace(here, elsewhere): False,  # perhaps
         f"images.h5.tmp.{elsewhere}.2.0a1b2c": True,
     }
     for name in names:
@@ -331,3 +337,23 @@ def test_a_crash_a_hang_and_an_error_are_told(worker):
 
 def test_every_kind_of_file_has_a_check():
     assert {kind for kind, _ in verify._KINDS.values()} == set(verify_files.CHECKS)
+
+
+def test_students_and_the_answers_of_their_teachers(look, copied, tmp_path):
+    raw = tiny(distillations=[{"student": "vit", "teachers": ["cnn"]}])
+    run = prepare(load_study(write_study(tmp_path / "s.toml", raw)), copied.dir.root)
+    (student,) = run.study.students
+    path, teacher = run.dir.checkpoint(student.key), run.dir.answers("cnn", "a" * 64)
+    weights = load_file(run.dir.checkpoint("vit"))
+    checkpoint.save(path, weights, {**distill._identity(run, student), "accuracy": "0.5"})
+    answers.save(teacher, np.zeros((3, 10), np.float32), teacher="cnn", identity="a" * 64)
+    assert look(run).findings == []
+    checkpoint.save(path, weights, {**distill._identity(run, student), "teacher_weights_sha256": "0" * 64})
+    damage._flip_late_bit(teacher, np.random.default_rng(0))
+    found = {finding.file: finding for finding in look(run).findings}
+    name, of_teacher = (each.relative_to(run.dir.root).as_posix() for each in (path, teacher))
+    assert "from another teacher" in found[name].what
+    assert not found[name].is_removable
+    assert found[of_teacher].is_removable
+    os.truncate(path, 900)
+    assert {f.file: f.is_removable for f in look(run, deep=False).findings}[name]
