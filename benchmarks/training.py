@@ -56,7 +56,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def measure(options: Options, scratch: Path) -> Part:
     """An epoch of each model with each recipe, in turn with timm's loop."""
     n, batch_size = (8, 4) if options.quick else (160, 16)
-    folder = _write_images(scratch / "images", n)
+    folder = _write_images(scratch / "photos", n)
     part = Part(facts={"images": n, "batch_size": batch_size, "input_size_px": _DATA.input_size_px})
     models = dict(list(MODELS.items())[:1]) if options.quick else MODELS
     for name, arguments in models.items():
