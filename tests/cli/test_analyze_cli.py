@@ -104,6 +104,22 @@ def test_what_could_not_be_done_is_exit_code_1(simhpc, tmp_path):
     assert "Traceback" not in out + err
 
 
+def test_a_table_of_other_models_is_exit_code_1_and_the_rest_is_done(simhpc, given):
+    text = (given / "table.csv").read_text()
+    (given / "short.csv").write_text("".join(line for line in text.splitlines(True) if not line.startswith("model-3")))
+    (given / "others.csv").write_text(text.replace("model-", "network_"))
+    for name, is_done in (("short", True), ("others", False)):
+        out_dir = given / name
+        code, out, err = simhpc(
+            "analyze", "--similarity", given / "matrix.csv", "--components", given / f"{name}.csv", "--out", out_dir
+        )
+        assert code == 1
+        assert f"{name}.csv has no row for 'model-" in err
+        assert "clusters:   3 by the silhouette" in out
+        assert (out_dir / "analysis" / "importance.csv").exists() == is_done
+        assert ("importance: not done" in out) != is_done
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,12 +133,13 @@ def test_what_could_not_be_done_is_exit_code_1(simhpc, tmp_path):
         ),
         (["--similarity", "matrix.csv", "--clusters", "1"], "--clusters must be"),
         (["--similarity", "matrix.csv", "--clusters", "12"], "12 models can be put in 2 to 11 clusters"),
-        (["--similarity", "matrix.csv", "--components", "short.csv"], "no row for 'model-1'"),
+        (["--similarity", "matrix.csv", "--against", "RUN"], "--against compares two run directories"),
+        (["--similarity", "matrix.csv", "--components", "broken.csv"], "line 2 has 1 cells, the header has 2"),
         (["--similarity", "table.csv"], "do not have the same names"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_nothing_is_written(simhpc, given, monkeypatch, arguments, message):
-    (given / "short.csv").write_text("name,Base\nmodel-0,CNN\n")
+    (given / "broken.csv").write_text("name,Base\nmodel-0\n")
     monkeypatch.chdir(given)
     before = set(given.rglob("*"))
     code, out, err = simhpc("analyze", *arguments)

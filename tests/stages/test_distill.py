@@ -239,3 +239,13 @@ def test_without_students_the_analysis_is_not_begun_or_says_what_is_missing(fini
         (problem,) = analyses.analyze(given, RunDir(tmp_path), analysis_inputs.Settings(), begun.append)["problems"]
     assert "no student has been distilled yet" in problem
     assert stage_module("distill") is distill
+
+
+def test_status_knows_students_and_their_teachers(distilled):
+    from simhpc.cluster import control, status
+
+    found = status.compose(distilled, [], None, error="", asked_unix_s=0.0).of_stage("distill")
+    assert len(found) == 7
+    assert {task.state for task in found} == {"done"}
+    assert [task.teacher for task in found[:3]] == ["cnn", "cnn", "convnext"]
+    assert control.chosen_models(distilled, ["vit-from-cnn", "vit"]) == ["vit-from-cnn", "vit"]
