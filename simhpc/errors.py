@@ -35,6 +35,10 @@ class MissingInputError(SimhpcError):
     """A task's input does not exist yet: an earlier stage has to make it first."""
 
 
+class NoSpaceError(SimhpcError):
+    """A file could not be written for lack of space: a full disk, a quota, or a limit on the size of files."""
+
+
 class ProfileError(SimhpcError):
     """The cluster profile is wrong."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +114,15 @@ class RunDir:
     def progress(self, stage: str, model: str) -> Path:
         return self.root / "progress" / stage / f"{model}.json"
 
+    def folders(self) -> Iterator[Path]:
+        """Those that exist and hold files that are written whole: not submitit's, TensorBoard's and any deeper one."""
+        yield self.root
+        left_out = {self.submissions.name, "tensorboard"}
+        for folder in _folders_in(self.root):
+            if folder.name not in left_out:
+                yield folder
+                yield from _folders_in(folder)
+
     @property
     def submissions(self) -> Path:
         """submitit's folders: job pickles and logs."""
@@ -121,6 +132,14 @@ class RunDir:
     def ledger(self) -> Path:
         """One file per submission to a cluster: which tasks were given to which job."""
         return self.root / "slurm" / "ledger"
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # removed meanwhile, or not to be read
+        return []
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
         raise
     from simhpc.report import heatmap, tables
 
+    # An older matrix must not vouch for newer tables, should this end half-way and its inputs come back.
+    run.dir.similarity.unlink(missing_ok=True)
     tables.write_similarity(matrix, run.dir.similarity_csv)
     tables.write_pairs(matrix, run.dir.pairs_csv)
     tables.write_models(matrix, run.dir.models_csv)

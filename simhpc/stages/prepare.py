@@ -19,7 +19,7 @@ from simhpc.errors import BadFileError, StudyError
 from simhpc.rundir import Run, RunDir, frozen_text, open_run
 from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
-from simhpc.store.atomic import write_text
+from simhpc.store.atomic import remove_leftovers, write_text
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model, Study, differences, is_list_gone
 from simhpc.zoo.registry import expected_top1_percent
@@ -62,6 +62,7 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
         if dry_run:
             return Run(run_dir, resolved)
         with _removed_on_failure(root):
+            remove_leftovers([root])
             chosen = _store_images(resolved, source, run_dir)
             _write_list(chosen.ids, run_dir)
             frozen = _Frozen(_versions(), given, image_set.identity(run_dir.images), shown.imagenet)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,19 @@ STAGE = "train"
 _SAVING_SHARE = 0.02
 """Of the time, at most, that goes into saving states."""
 _Writer = Callable[[Sequence[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Where the steps of a training are written.
+
+    Attributes:
+        write: adds rows.
+        sync: puts them on the disk.
+    """
+
+    write: _Writer = lambda _: None
+    sync: Callable[[], None] = lambda: None
 
 
 def tasks(run: Run) -> Sequence[Task]:
@@ -207,6 +221,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
     def save() -> None:
         nonlocal saved_s, saving_took_s
         began_s = time.monotonic()
+        log.sync()
         states.save(trainer.done, trainer.state())
         saved_s = time.monotonic()
         saving_took_s = saved_s - began_s
@@ -216,7 +231,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
         now_s = time.monotonic()
         images_per_s = len(steps) * trainer.batch_size / max(now_s - looked_s, 1e-9)
         looked_s = now_s
-        log([_row(step, images_per_s) for step in steps])
+        log.write([_row(step, images_per_s) for step in steps])
         # All stop at the same step, or those that do not would wait for the others for ever.
         is_told_to_stop = processes.any(progress.is_interrupted())
         is_due = now_s - saved_s >= max(run.study.resources.save_every_s, saving_took_s / _SAVING_SHARE)
@@ -226,7 +241,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
         if is_told_to_stop:
             raise progress.Interrupted
 
-    with _logging(run, key, trainer.done) if processes.is_first else nullcontext(lambda _: None) as log:
+    with _logging(run, key, trainer.done) if processes.is_first else nullcontext(_Log()) as log:
         try:
             return trainer.run(on_steps)
         except TrainingDivergedError as error:
@@ -236,8 +251,8 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
 
 
 @contextmanager
-def _logging(run: Run, key: str, after_step: int) -> Iterator[_Writer]:
-    """A function that writes rows to the model's log, and to TensorBoard where it is installed."""
+def _logging(run: Run, key: str, after_step: int) -> Iterator[_Log]:
+    """The model's log, and TensorBoard's where it is installed."""
     with StepLog(run.dir.training_log(key), after_step=after_step) as log, ExitStack() as stack:
         writers: list[_Writer] = [log.write]
         # TensorBoard is imported here, and only to see whether it is there.
@@ -252,7 +267,7 @@ def _logging(run: Run, key: str, after_step: int) -> Iterator[_Writer]:
             for writer in writers:
                 writer(rows)
 
-        yield write
+        yield _Log(write, log.sync)
 
 
 def _show(board: SummaryWriter, rows: Iterable[Mapping[str, Any]]) -> None:
