@@ -73,12 +73,18 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         # Not there yet, or not ours to clean.
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if _MARK in entry.name and _is_left_over(entry):
+                if is_temporary(entry.name) and is_left_over(Path(entry.path)):
                     Path(entry.path).unlink(missing_ok=True)
 
 
-def _is_left_over(entry: os.DirEntry[str]) -> bool:
-    owner = entry.name.rpartition(_MARK)[2]
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is, or was, to be renamed to another."""
+    return _MARK in name
+
+
+def is_left_over(temporary: Path) -> bool:
+    """Whether nobody will rename it any more, as far as can be told from here: see `remove_leftovers`."""
+    owner = temporary.name.rpartition(_MARK)[2]
     host, *numbers = owner.rsplit(".", 3)
     if host == socket.gethostname() and len(numbers) == 3 and numbers[0] == _namespace() and numbers[1].isdigit():
         try:
@@ -88,7 +94,7 @@ def _is_left_over(entry: os.DirEntry[str]) -> bool:
         except (PermissionError, OverflowError):
             pass  # somebody else's process
     try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_S
+        return time.time() - temporary.lstat().st_mtime > _OLD_S
     except FileNotFoundError:
         return False
 

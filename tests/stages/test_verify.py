@@ -24,6 +24,7 @@ from simhpc.stages import distill, verify, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
 from simhpc.stages.prepare import prepare
 from simhpc.store import adversarial, answers, checkpoint, predictions, similarity
+from simhpc.store.atomic import temporary_name
 from simhpc.study import load_study
 
 _LIMIT_S = 300.0
@@ -239,10 +240,11 @@ def test_leftovers_of_killed_tasks(look, copied):
     here, elsewhere = socket.gethostname(), "another-host"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    ours = temporary_name(copied.dir.images).name
     names = {
-        f"images.h5.tmp.{here}.{dead.pid}.0a1b2c": True,
-        f"images.h5.tmp.{here}.{os.getpid()}.0a1b2c": False,  # its writer is at work
-        f"images.h5.tmp.{elsewhere}.1.0a1b2c": False,  # perhaps
+        ours.replace(f".{os.getpid()}.", f".{dead.pid}."): True,
+        ours: False,  # its writer is at work
+        ours.replace(here, elsewhere): False,  # perhaps
         f"images.h5.tmp.{elsewhere}.2.0a1b2c": True,
     }
     for name in names:
