@@ -222,9 +222,9 @@ def test_an_edited_study_is_refused_everywhere(copied, simhpc):
     code, _, err = simhpc("aggregate", copied.dir.root)
     assert code == 2
     assert "was edited after simhpc had written it" in err
-    without = "".join(line for line in text.splitlines(keepends=True) if "SHA-256 of all below" not in line)
-    copied.dir.study.write_text(without)
-    assert open_run(copied.dir.root).study == open_run(copied.dir.root).study
+    copied.dir.study.write_text(text)
+    damage.edit_study(copied, "floor_percent = 0.01", "floor_percent = 0.02")
+    assert open_run(copied.dir.root).study.similarity.floor_percent == 0.02
 
 
 def test_what_is_not_ours_is_named_and_left(look, copied):
@@ -303,8 +303,7 @@ def test_what_nothing_is_left_to_make_it_from_is_not_removed(look, copied):
         shutil.rmtree(copied.dir.root / folder)
     os.truncate(copied.dir.images, 2000)
     os.truncate(copied.dir.predictions("vit"), 3000)
-    frozen = json.loads(copied.dir.frozen.read_text())
-    copied.dir.frozen.write_text(json.dumps({**frozen, "images_sha256": "0" * 64}))
+    damage.edit_frozen(copied, images_sha256="0" * 64)
     found = {finding.file: finding for finding in look(copied).findings}
     assert not found["images.h5"].is_removable
     assert not found["predictions/vit.h5"].is_removable
