@@ -59,10 +59,10 @@ def mutate(run: Run, seed: int):
         *("images.h5", "similarity.h5", "checkpoints/cnn.safetensors", "study.toml", "frozen.json", "images.txt"),
         *("similarity.csv", "pairs.csv", "models.csv", "figures/similarity.png"),
     ]
-    # Every file in turn, every way in turn; the HDF5 files, which hold the numbers, more often.
-    path = run.dir.root / (names[seed // 2 % len(names)] if seed % 2 else names[seed // 2 % 6])
+    # The HDF5 files, which hold the numbers, more often.
+    path = run.dir.root / names[random.integers(len(names) if seed % 2 else 6)]
     ways = damage.ANY + (damage.HDF5 if path.suffix == ".h5" else [])
-    way = ways[(seed * 7 + seed // 2) % len(ways)]
+    way = ways[random.integers(len(ways))]
     way(path, random)
     return path, way.__name__
 
