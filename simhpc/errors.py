@@ -26,8 +26,17 @@ class BadFileError(SimhpcError):
     """A file of a run is missing, damaged, or not what its name says."""
 
 
+class ForeignFileError(BadFileError):
+    """A file that may be whole, but does not belong in its place: of another kind, version, model, study or image set,
+    or nothing that can be read. It is never deleted: it may be somebody's only one."""
+
+
 class MissingInputError(SimhpcError):
     """A task's input does not exist yet: an earlier stage has to make it first."""
+
+
+class NoSpaceError(SimhpcError):
+    """A file could not be written for lack of space: a full disk, a quota, or a limit on the size of files."""
 
 
 class ProfileError(SimhpcError):

@@ -151,6 +151,19 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["clusters"]:
             apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
             line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")
+    if found := summary.get("strategies"):
+        means = ", ".join(f"{kind} {_decimal(row['mean_sat'])}" for kind, row in found["kinds"].items())
+        line(f"strategies: mean SAT of pairs that differ in {means}")
+    if found := summary.get("reliability"):
+        sure, unsure = (len(found[key]) for key in ("nearest_is_sure", "nearest_is_not_sure"))
+        whole = _decimal(found["split_half"]["spearman"]["whole"])
+        line(
+            f"reliability: {whole} by halves of the images; the nearest is certain at 95 % of {sure} of {sure + unsure}"
+        )
+        for other in found["against"]:
+            line(f"  against {other['run']}: rank correlation {_decimal(other['agreement']['spearman'])}")
+            for difference in other["differences"]:
+                line(f"    {difference}")
     if found := summary.get("ensembles"):
         of_size = {each["size"]: each for each in found["trends"] if _is_of(each, "mean_sat", "error_reduction")}
         for each in found["sizes"]:
@@ -161,6 +174,14 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["correlations"]:
             if each["one"] == "sat":
                 line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
+    for each in (summary.get("distillation") or {}).get("distillations", []):
+        gain = next(gain for gain in each["gains"] if gain["group"] == "all")
+        text = "unknown" if gain["mean"] is None else f"{100 * gain['mean']:+.1f} points"
+        line(f"distillation {each['name']}: {each['n_students']} students of {each['n_teachers']} teachers, {text}")
+        for of in each["correlations"]:
+            if (of["group"], of["given"], of["method"]) == ("all", None, "spearman"):
+                interval = "" if of["ci_low"] is None else f" [{of['ci_low']:.2f}, {of['ci_high']:.2f}]"
+                line(f"  rank correlation with {of['property'].replace('_', ' ')}: {_decimal(of['r'])}{interval}")
     for note in summary["notes"]:
         line(f"note: {note}")
 

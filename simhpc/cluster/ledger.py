@@ -21,7 +21,7 @@ from typing import Any
 from simhpc.errors import BadFileError, SchedulerError
 from simhpc.rundir import RunDir
 from simhpc.stages.task import Task
-from simhpc.store.atomic import write_text
+from simhpc.store.atomic import remove_leftovers, write_text
 
 VERSION = 1
 
@@ -140,6 +140,7 @@ def locked(run_dir: RunDir) -> Iterator[None]:
             who = "another simhpc" if holder is None or is_stale else f"process {holder[1]} on {holder[0]}"
             raise SchedulerError(f"{who} is submitting to this run now; if that is not so, delete {path} and try again")
     try:
+        remove_leftovers([run_dir.ledger])
         yield
     finally:
         if _holder(path) == owner:

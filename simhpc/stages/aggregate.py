@@ -37,11 +37,20 @@ def tasks(run: Run) -> Sequence[Task]:  # noqa: ARG001 - every stage takes the r
     return [Task(STAGE, ALL)]
 
 
+def is_current(run: Run) -> bool:
+    """Whether the matrix was made from exactly the predictions that lie here now.
+
+    Raises:
+        MissingInputError, BadFileError: there is none, or it is damaged.
+    """
+    return similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+
+
 def is_done(run: Run, task: Task) -> bool:  # noqa: ARG001
     """Whether the matrix and its tables exist and were made from exactly the predictions that lie here now."""
     made = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv, run.dir.heatmap)
     try:
-        return all(path.exists() for path in made) and similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+        return all(path.exists() for path in made) and is_current(run)
     except (MissingInputError, BadFileError):
         return False
 
@@ -60,6 +69,8 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
         raise
     from simhpc.report import heatmap, tables
 
+    # An older matrix must not vouch for newer tables, should this end half-way and its inputs come back.
+    run.dir.similarity.unlink(missing_ok=True)
     tables.write_similarity(matrix, run.dir.similarity_csv)
     tables.write_pairs(matrix, run.dir.pairs_csv)
     tables.write_models(matrix, run.dir.models_csv)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from simhpc.store.atomic import temporary_name
 
 _MIN_INTERVAL_S = 0.5
 
@@ -106,7 +107,7 @@ class ProgressFile:
         self._path = path
         self._is_leaving = False
         self._now = Progress("running", 0, 0, 0, "", now, now, socket.gethostname(), os.getpid(), job, "")
-        self._suffix = f".tmp.{self._now.host}.{self._now.pid}.{secrets.token_hex(3)}"
+        self._temporary = None if path is None else temporary_name(path)
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -129,7 +130,7 @@ class ProgressFile:
         """Note how far the task is (a `task.Report`); the first report says what was there before."""
         is_first = self._now.total == 0
         self._now = self._changed(done=done, total=total, unit=unit, resumed=done if is_first else self._now.resumed)
-        if is_first or done == total or self._now.updated_unix_s - self._written_s >= _MIN_INTERVAL_S:
+        if is_first or done == total or time.monotonic() - self._written_s >= _MIN_INTERVAL_S:
             self._write(self._now)
         if _is_interrupted and not _is_held_back and not self._is_leaving:
             self._is_leaving = True  # a stage that was interrupted reports what it has saved
@@ -145,18 +146,22 @@ class ProgressFile:
         return self._now.done > self._now.resumed
 
     def _changed(self, **changes: object) -> Progress:
-        return Progress(**{**asdict(self._now), **changes, "updated_unix_s": time.time()})
+        # Clocks are set back now and then.
+        updated_unix_s = max(time.time(), self._now.updated_unix_s)
+        return Progress(**{**asdict(self._now), **changes, "updated_unix_s": updated_unix_s})
 
     def _write(self, progress: Progress) -> None:
-        self._now, self._written_s = progress, progress.updated_unix_s
-        if self._path is None:
+        self._now, self._written_s = progress, time.monotonic()
+        if self._path is None or self._temporary is None:
             return
-        # As in `store.atomic`, but renamed without a flush: a crash may lose the last reading.
-        temporary = self._path.with_name(f"{self._path.name}{self._suffix}")
         # A full disk must not fail a task for its progress, nor hide what the task itself has to say of it.
-        with suppress(OSError):
-            temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            temporary.replace(self._path)
+        try:
+            # As in `store.atomic`, but renamed without a flush: a crash may lose the last reading.
+            self._temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            self._temporary.replace(self._path)
+        except OSError:
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
 
 
 def read_progress(path: Path) -> Progress | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from simhpc.rundir import Run, open_run
 from simhpc.stages.progress import ProgressFile
+from simhpc.store.atomic import never_writable_for_all, remove_leftovers
 
 Report = Callable[[int, int, str], None]
 """Called with (done, total, unit) as a task advances; first with what earlier attempts have left."""
@@ -55,10 +56,12 @@ def execute(run: Run, task: Task, progress: ProgressFile) -> dict[str, Any]:
     """Do one task in this process, unless it is done, and keep its progress file."""
     from simhpc.stages import stage_module
 
+    never_writable_for_all()
     # Before torch is imported: its thread pools are sized once.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(run.study.resources.threads_per_task)
     module = stage_module(task.stage)
+    remove_leftovers(run.dir.folders())
     with progress:
         # Another copy may have finished it: of a job that was requeued after its node was lost, a second submission.
         if not module.is_done(run, task):

@@ -10,8 +10,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
@@ -23,12 +24,28 @@ from simhpc.store.step_log import StepLog
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from simhpc.zoo.training import Processes, States, Step, Trainer
+    from simhpc.images import Source
+    from simhpc.store.image_set import ImageSet
+    from simhpc.study import Model
+    from simhpc.zoo.training import LabelledImages, MakeTask, Processes, States, Step, Trainer
 
 STAGE = "train"
 _SAVING_SHARE = 0.02
 """Of the time, at most, that goes into saving states."""
 _Writer = Callable[[Sequence[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Where the steps of a training are written.
+
+    Attributes:
+        write: adds rows.
+        sync: puts them on the disk.
+    """
+
+    write: _Writer = lambda _: None
+    sync: Callable[[], None] = lambda: None
 
 
 def tasks(run: Run) -> Sequence[Task]:
@@ -46,9 +63,43 @@ def is_done(run: Run, task: Task) -> bool:
 
 
 def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
-    """Train one model and save it; go on from the last state that an earlier attempt saved.
+    """Train one model and save it; see `train`."""
+    model = run.study.model(task.model)
+    return train(run, model, _identity(run, model.key), report, seed_names=(model.key,))
+
+
+class Lesson(Protocol):
+    """What a training has besides labels: a teacher."""
+
+    def begin(
+        self, chosen: ImageSet, source: Source, positions: Sequence[int], processes: Processes
+    ) -> tuple[MakeTask, LabelledImages, dict[str, str]]:
+        """Load what is needed.
+
+        Returns:
+            The task, the training images as it wants them labelled, and what else decides how the training goes.
+        """
+        ...
+
+
+def train(
+    run: Run,
+    model: Model,
+    identity: dict[str, str],
+    report: Report,
+    *,
+    seed_names: Sequence[str | int],
+    lesson: Lesson | None = None,
+) -> dict[str, Any]:
+    """Train one network and save it; go on from the last state that an earlier attempt saved.
 
     Of several processes that train it together (`zoo.training.processes`) all call this, and the first alone writes.
+
+    Args:
+        model: its entry, with a recipe.
+        identity: what `is_done` compares.
+        seed_names: what the seed is derived from, besides the study's.
+        lesson: labels alone if there is none.
 
     Returns:
         `accuracy` on the image set (a fraction), `loss` of the last epoch (nats), `images` trained on; nothing in
@@ -69,7 +120,6 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     from simhpc.zoo.timm_import import timm
 
     device = set_up_torch(run.study)
-    model = run.study.model(task.model)
     settings = model.training
     assert settings is not None
     set_tf32(settings.precision == "tf32")
@@ -82,23 +132,28 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         raise ImageSourceError(f"{where}: every image is in the image set too, none is left to train on")
     used = hashlib.sha256("\n".join(source.names[position] for position in positions).encode()).hexdigest()
     origin = {
-        **_identity(run, model.key),
+        **identity,
         "timm_name": model.timm_name,
         "training_images_sha256": used,
         "torch": str(torch.__version__),
         "timm": timm.__version__,
     }
-    states = training.States(
-        run.dir.training_states(model.key), hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
-    )
-    seed = derive_seed(run.study.seed, "train", model.key)
+    seed = derive_seed(run.study.seed, "train", *seed_names)
 
     with training.joined(device, int(os.environ.get(PROCESSES, "1"))) as processes:
+        kind: MakeTask | None = None
+        images: LabelledImages = source
+        if lesson is not None:
+            kind, images, more = lesson.begin(chosen, source, positions, processes)
+            origin |= more
+        states = training.States(
+            run.dir.training_states(model.key), hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        )
         training.seed_everything(derive_seed(seed, "initialisation"))
         network = build.untrained(model, chosen.num_classes, to_train=True).to(processes.device)
         trainer = training.Trainer(
             network,
-            source,
+            images,
             positions,
             settings,
             model.data,
@@ -107,6 +162,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             processes=processes,
             workers=run.study.resources.loader_workers,
             key=model.key,
+            kind=kind,
         )
         if begun := processes.of_first(states.last()):
             trainer.load(states.load(begun))
@@ -117,9 +173,9 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             return {}
         count, computed_on = processes.count, processes.device
 
-    images, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
+    shown, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
     target = Target(PixelClassifier(network, model.data).to(computed_on), computed_on)
-    pred, _ = predict(target, images, labels, run.study.resources.batch_size)
+    pred, _ = predict(target, shown, labels, run.study.resources.batch_size)
     accuracy = float((pred == labels).double().mean())
     checkpoint.save(
         run.dir.checkpoint(model.key),
@@ -135,14 +191,19 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(computed_on) if computed_on.type == "cuda" else "cpu",
         },
     )
-    discard_partial(run, task)
+    discard_states(run, model.key)
     return {"accuracy": accuracy, "loss": loss, "images": len(positions)}
 
 
 def discard_partial(run: Run, task: Task) -> None:
     """Delete the states that unfinished attempts have left."""
+    discard_states(run, task.model)
+
+
+def discard_states(run: Run, key: str) -> None:
+    """Delete the saved states of a training."""
     # Another copy of the task may be writing there still.
-    shutil.rmtree(run.dir.training_states(task.model), ignore_errors=True)
+    shutil.rmtree(run.dir.training_states(key), ignore_errors=True)
 
 
 def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: States, report: Report) -> float:
@@ -160,6 +221,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
     def save() -> None:
         nonlocal saved_s, saving_took_s
         began_s = time.monotonic()
+        log.sync()
         states.save(trainer.done, trainer.state())
         saved_s = time.monotonic()
         saving_took_s = saved_s - began_s
@@ -169,7 +231,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
         now_s = time.monotonic()
         images_per_s = len(steps) * trainer.batch_size / max(now_s - looked_s, 1e-9)
         looked_s = now_s
-        log([_row(step, images_per_s) for step in steps])
+        log.write([_row(step, images_per_s) for step in steps])
         # All stop at the same step, or those that do not would wait for the others for ever.
         is_told_to_stop = processes.any(progress.is_interrupted())
         is_due = now_s - saved_s >= max(run.study.resources.save_every_s, saving_took_s / _SAVING_SHARE)
@@ -179,7 +241,7 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
         if is_told_to_stop:
             raise progress.Interrupted
 
-    with _logging(run, key, trainer.done) if processes.is_first else nullcontext(lambda _: None) as log:
+    with _logging(run, key, trainer.done) if processes.is_first else nullcontext(_Log()) as log:
         try:
             return trainer.run(on_steps)
         except TrainingDivergedError as error:
@@ -189,8 +251,8 @@ def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: S
 
 
 @contextmanager
-def _logging(run: Run, key: str, after_step: int) -> Iterator[_Writer]:
-    """A function that writes rows to the model's log, and to TensorBoard where it is installed."""
+def _logging(run: Run, key: str, after_step: int) -> Iterator[_Log]:
+    """The model's log, and TensorBoard's where it is installed."""
     with StepLog(run.dir.training_log(key), after_step=after_step) as log, ExitStack() as stack:
         writers: list[_Writer] = [log.write]
         # TensorBoard is imported here, and only to see whether it is there.
@@ -205,7 +267,7 @@ def _logging(run: Run, key: str, after_step: int) -> Iterator[_Writer]:
             for writer in writers:
                 writer(rows)
 
-        yield write
+        yield _Log(write, log.sync)
 
 
 def _show(board: SummaryWriter, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ class StepLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self.sync()
         self._file.close()
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -39,6 +42,11 @@ class StepLog:
     def flush(self) -> None:
         self._file.flush()
         self._flushed_s = time.monotonic()
+
+    def sync(self) -> None:
+        """Put all rows on the disk; before a state is saved, or an attempt that goes on from it would leave a gap."""
+        self.flush()
+        os.fsync(self._file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
