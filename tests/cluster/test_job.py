@@ -56,7 +56,7 @@ def start(run, stage, model, timeout_min=60, delay_s=120, processes=1, rank=0):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, timeout_s=60):
+def wait_for(condition, timeout_s=300):
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -292,7 +292,7 @@ def test_two_processes_train_one_model_and_stop_together(slow):
     for is_stopped in (True, False):
         both = [start(slow, "train", "vit", processes=2, rank=rank) for rank in range(2)]
         if is_stopped:
-            wait_for(lambda: states(slow), timeout_s=180)
+            wait_for(lambda: states(slow))
             for process in both:
                 process.send_signal(signal.SIGUSR2)
         for process in both:
