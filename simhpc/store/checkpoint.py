@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
     }
     with replacing(path, verify=_verify) as temporary:
         save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
+        _sort_header(temporary)
 
 
 @cached_by_file
@@ -52,6 +54,18 @@ def metadata_of(path: Path) -> dict[str, str]:
     if metadata.get("simhpc_format") != KIND or metadata.get("simhpc_format_version") != VERSION:
         raise BadFileError(f"{path} was not written by simhpc's train stage (format version {VERSION})")
     return dict(metadata)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the provenance in order: safetensors writes it in another one in every process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        held = json.loads(file.read(size))
+        held["__metadata__"] = dict(sorted(held["__metadata__"].items()))
+        text = json.dumps(held, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size
+        file.seek(8)
+        file.write(text)
 
 
 def _verify(path: Path) -> None:
