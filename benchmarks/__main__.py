@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import attacks, evaluation, machine, precision, scaling, storage, summary
+from benchmarks import attacks, evaluation, machine, precision, scaling, storage, summary, training
 from benchmarks.measures import Part
 from benchmarks.options import Options
 from benchmarks.peers import PEERS
@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[Options, Path], Part]] = {
     "evaluation": evaluation.measure,
     "scaling": scaling.measure,
     "precision": precision.measure,
+    "training": training.measure,
     "attacks": attacks.measure,
 }
 

@@ -56,7 +56,7 @@ def timed(name, owner, function):
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - before_s
     setattr(owner, function, clocked)
 
-timed("reading and checks", stage, "_gather")
+timed("reading and checks", stage, "gather")
 timed("counts", analysis, "count_pairs")
 timed("intervals", analysis, "bootstrap_intervals")
 for table in ("write_similarity", "write_pairs", "write_models"):

@@ -26,6 +26,11 @@ class BadFileError(SimhpcError):
     """A file of a run is missing, damaged, or not what its name says."""
 
 
+class ForeignFileError(BadFileError):
+    """A file that may be whole, but does not belong in its place: of another kind, version, model, study or image set,
+    or nothing that can be read. It is never deleted: it may be somebody's only one."""
+
+
 class MissingInputError(SimhpcError):
     """A task's input does not exist yet: an earlier stage has to make it first."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from simhpc.errors import BadFileError, StudyError
-from simhpc.study import Study, load_study, parse_study, read_study
+from simhpc.study import Study, dump_study, load_study, parse_study, read_study
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class RunDir:
     def tensorboard(self, model: str) -> Path:
         """The same for TensorBoard, where that is installed."""
         return self.root / "tensorboard" / model
+
+    def answers(self, teacher: str, identity: str) -> Path:
+        """A teacher's answers to the training images, where students ask for them once."""
+        return self.root / "answers" / f"{teacher}-{identity[:16]}.h5"
 
     def partial_predictions(self, model: str) -> Path:
         """Predictions of an evaluation that is not finished."""
@@ -156,11 +161,35 @@ def open_run(root: Path) -> Run:
         raise BadFileError(
             f"{root} is not a run directory: " + ("it is a file" if root.exists() else "there is no such folder")
         )
+    if run_dir.study.exists() and not run_dir.study.is_file():  # to open a pipe would wait for ever
+        raise BadFileError(f"{root} is not a readable run directory: {run_dir.study} is not a file")
     try:
         study = load_study(run_dir.study)
     except StudyError as error:
         raise BadFileError(f"{root} is not a readable run directory: {error}") from None
+    _check_unedited(run_dir.study)
     return Run(run_dir, study)
+
+
+_HEADER = "# The frozen copy of the study that this run directory answers. Do not edit: make a new run instead.\n"
+_CHECKSUM = "# SHA-256 of all below this line: "
+
+
+def frozen_text(study: Study) -> str:
+    """What `RunDir.study` holds: the study, below its own checksum."""
+    text = dump_study(study)
+    return f"{_HEADER}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _check_unedited(path: Path) -> None:
+    """A digit that was flipped in a study is another study; files of before the checksum have none."""
+    before, mark, after = path.read_bytes().partition(_CHECKSUM.encode())
+    stated, _, text = after.partition(b"\n")
+    if mark and b"\n[" not in before and hashlib.sha256(text).hexdigest().encode() != stated.strip():
+        raise BadFileError(
+            f"{path} is damaged, or was edited after simhpc had written it: put it back as it was. If the change is "
+            f"meant and agrees with the results that lie beside it, delete the line that begins with {_CHECKSUM!r}"
+        )
 
 
 def study_and_root(study_file: Path, out: Path | None) -> tuple[Study, Path]:

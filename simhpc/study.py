@@ -10,6 +10,8 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,7 +24,8 @@ from simhpc.sections import Section, check_plain, explain, read_toml
 from simhpc.training_presets import PRESETS
 
 # Keys become file names, HDF5 names and job names, so they hold nothing that any of those would read.
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
+Key = Annotated[str, Field(pattern=_KEY)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -155,6 +158,20 @@ class Training(Section):
         """Whether images are mixed with each other (mixup, cutmix)."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
+    @property
+    def random_views(self) -> list[str]:
+        """Keys that make a training image look different each time it is shown; empty: it never does."""
+        named = {
+            "crop_scale": self.crop_scale != (1.0, 1.0),
+            "crop_ratio": self.crop_ratio != (1.0, 1.0),
+            "hflip_prob": self.hflip_prob not in (0.0, 1.0),
+            "auto_augment": self.auto_augment is not None,
+            "random_erasing_prob": self.random_erasing_prob > 0,
+            "mixup_alpha": self.mixup_alpha > 0,
+            "cutmix_alpha": self.cutmix_alpha > 0,
+        }
+        return [key for key, is_random in named.items() if is_random]
+
     def images_at_least(self, processes: int) -> int:
         """What the images of a step have to be a multiple of, for so many processes to share it: pairs are mixed."""
         return self.accumulation * processes * (2 if self.mixes else 1)
@@ -236,18 +253,9 @@ class Model(Section):
     @field_validator("args")
     @classmethod
     def _args_are_the_models_own(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        reserved = {
-            "features_only",
-            "pretrained",
-            "pretrained_cfg",
-            "pretrained_cfg_overlay",
-            "checkpoint_path",
-            "cache_dir",
-            "model_name",
-        }
         # A function of one's own may call its arguments what it likes.
-        if info.data.get("module") is None and (taken := sorted(reserved & value.keys())):
-            raise ValueError(f"{', '.join(taken)} cannot be set here: the weights come from the key 'weights'")
+        if info.data.get("module") is None:
+            _check_timm_args(value)
         if "num_classes" in value and not (type(value["num_classes"]) is int and value["num_classes"] >= 2):
             raise ValueError(f"num_classes must be a whole number from 2 on, not {value['num_classes']!r}")
         if value.get("in_chans", 3) != 3:
@@ -329,6 +337,103 @@ _FIRST_TRAINING_KEYS = {
     *("images", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "label_smoothing"),
     *("crop_scale", "crop_ratio", "hflip_prob", "auto_augment", "random_erasing_prob"),
 }
+
+
+class Distillation(Section):
+    """One student distilled from several teachers, each time anew (docs/method.md, section 4)."""
+
+    student: Key
+    """A model of the study: what is distilled is this architecture, from fresh weights."""
+    teachers: Annotated[tuple[Key, ...], Field(min_length=1)]
+    """Models of the study, with whatever weights they have there."""
+    name: Key
+    """What its students are called by: `NAME-from-TEACHER`; absent: the student's key (filled in)."""
+    kind: Literal["hard", "soft"] = "hard"
+    """The teacher's answer, or its probabilities."""
+    alpha: Fraction
+    """Weight of the teacher in the loss; the labels have the rest. Absent: 0.5 if hard, 0.1 if soft (filled in)."""
+    temperature: Positive | None = None
+    """Of both softmaxes; only with `soft`. Absent: 3 (filled in)."""
+    token: bool = False
+    """Whether the teacher speaks to a distillation token of its own; the architecture must have one."""
+    timm: str | None = None
+    """Another architecture to distil than the student's, such as the same with a distillation token."""
+    args: dict[str, Any] | None = None
+    """Of the architecture; absent: the student's."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Students of each teacher, from different initialisations."""
+    cache_teacher: bool = False
+    """Ask the teacher once about each training image and keep its answers; only where images look alike each time."""
+    training: Training = Training()
+    """The student's recipe (if it is not trained here: the study's) with the overrides given here."""
+
+    @field_validator("args")
+    @classmethod
+    def _args_are_the_models_own(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is not None and info.data.get("timm") is not None:
+            _check_timm_args(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.kind == "hard" and self.temperature is not None:
+            raise ValueError('temperature goes with kind = "soft" only: the teacher\'s answer is the same at any')
+        if self.student in self.teachers:
+            raise ValueError(f"{self.student!r} cannot be its own teacher; add the same model under another key")
+        if twice := sorted({key for key in self.teachers if self.teachers.count(key) > 1}):
+            raise ValueError(f"teachers: {', '.join(twice)} is there twice; more students of one teacher: repeats")
+        if self.cache_teacher and (random := self.training.random_views):
+            raise ValueError(
+                "cache_teacher: the teacher has to be asked each time, because a training image looks different each "
+                f"time (training.{', training.'.join(random)}); for views that stay the same: crop_scale = [1, 1], "
+                "crop_ratio = [1, 1], hflip_prob = 0, and no auto_augment, erasing or mixing"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Student:
+    """One network to distil: a pair of student and teacher, and which repeat of it.
+
+    Attributes:
+        key: of its task and its checkpoint.
+        model: its architecture, data config and recipe, as the entry of a model that is trained here.
+        of: key of the study's model that it is a student of, undistilled.
+        teacher: key of the study's model that teaches it.
+        repeat: from 1.
+    """
+
+    key: str
+    model: Model
+    of: str
+    teacher: str
+    repeat: int
+    distillation: Distillation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes it what it is, besides the seed, the images and the teacher's weights; plain data."""
+        how = self.distillation.model_dump(mode="json", include={"kind", "alpha", "temperature", "token"})
+        entry = self.model.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT)
+        return {"model": entry, "of": self.of, "teacher": self.teacher, "repeat": self.repeat, **how}
+
+    def sha256(self) -> str:
+        """Identity of its settings."""
+        return _sha256_of({**self.settings, "model": self.model.sha256()})
+
+
+def _check_timm_args(args: dict[str, Any]) -> None:
+    reserved = {
+        "features_only",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+        "model_name",
+    }
+    if taken := sorted(reserved & args.keys()):
+        raise ValueError(f"{', '.join(taken)} cannot be set here: the weights come from the key 'weights'")
 
 
 class Attack(Section):
@@ -451,6 +556,7 @@ class Study(Section):
     resources: Resources = Resources()
     analysis: Analysis = Analysis()
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    distillations: tuple[Distillation, ...] = ()
     strategies: tuple[Strategy, ...] = ()
     """Absent: derived from what the models' entries say (docs/analyses.md)."""
 
@@ -465,6 +571,65 @@ class Study(Section):
                 )
             seen[folded] = model.key
         return self
+
+    @model_validator(mode="after")
+    def _students_can_be_had(self) -> Self:
+        models = {model.key: model for model in self.models}
+        for number, each in enumerate(self.distillations, 1):
+            for what, key in (("student", each.student), *(("teachers", teacher) for teacher in each.teachers)):
+                if key not in models:
+                    raise ValueError(f"distillations.{number}.{what}: there is no model {key!r}{nearest(key, models)}")
+            if random := [key for key in each.teachers if models[key].is_random]:
+                raise ValueError(f"distillations.{number}.teachers: {random[0]!r} has random weights to teach from")
+        seen = {key.casefold(): key for key in models}
+        for student in self.students:
+            if not re.fullmatch(_KEY, student.key):
+                raise ValueError(f"distillations: the student {student.key!r} has a name of over 100 characters")
+            if (folded := student.key.casefold()) in seen:
+                raise ValueError(
+                    f"distillations: a student would be called {student.key!r}, and {seen[folded]!r} is there already: "
+                    "give its [[distillations]] a name"
+                )
+            seen[folded] = student.key
+        return self
+
+    @property
+    def students(self) -> tuple[Student, ...]:
+        """What the distillations make, in their order, then by teacher, then by repeat."""
+        return tuple(self._student(*pair) for pair in self._pairs())
+
+    def _pairs(self) -> Iterable[tuple[str, Distillation, str, int]]:
+        for each in self.distillations:
+            for teacher in each.teachers:
+                for repeat in range(1, each.repeats + 1):
+                    yield f"{each.name}-from-{teacher}{f'-{repeat}' if repeat > 1 else ''}", each, teacher, repeat
+
+    def _student(self, key: str, distillation: Distillation, teacher: str, repeat: int) -> Student:
+        other = {"timm": distillation.timm, "module": None, "module_folder": None, "module_sha256": None}
+        changes: dict[str, Any] = {
+            "key": key,
+            "weights": "train",
+            "weights_sha256": None,
+            "checkpoint_sha256": None,
+            "expected_top1_percent": None,
+            "training": distillation.training,
+            **(other if distillation.timm is not None else {}),
+            **({"args": distillation.args} if distillation.args is not None else {}),
+        }
+        entry = self.model(distillation.student).model_copy(update=changes)
+        return Student(key, entry, distillation.student, teacher, repeat, distillation)
+
+    def student(self, key: str) -> Student:
+        """The student with this key.
+
+        Raises:
+            StudyError: there is none.
+        """
+        for pair in self._pairs():
+            if pair[0] == key:
+                return self._student(*pair)
+        keys = [found for found, *_ in self._pairs()]
+        raise StudyError(f"study {self.name!r} has no student {key!r}{nearest(key, keys)}")
 
     @model_validator(mode="after")
     def _strategies_are_of_models(self) -> Self:
@@ -561,13 +726,17 @@ def dump_study(study: Study) -> str:
     return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
 
 
-def differences(held: Study, given: Study) -> list[str]:
+def differences(held: Study, given: Study, *, names: tuple[str, str] = ("run directory has", "study has")) -> list[str]:
     """What `given` contradicts in `held`, one line each.
 
-    Added models, other expectations of accuracy and what may change between runs contradict nothing.
+    Added models and students, other expectations of accuracy and what may change between runs contradict nothing.
+
+    Args:
+        names: what the lines call the two.
     """
-    ours, theirs = (study.model_dump(mode="json", exclude={"models", *_MAY_CHANGE}) for study in (held, given))
-    lines = _compare("", ours, theirs)
+    skip = {"distillations", "models", *_MAY_CHANGE}
+    ours, theirs = (study.model_dump(mode="json", exclude=skip) for study in (held, given))
+    lines = _compare("", ours, theirs, names)
     given_models = {model.key: model for model in given.models}
     for model in held.models:
         if model.key not in given_models:
@@ -577,18 +746,25 @@ def differences(held: Study, given: Study) -> list[str]:
                 entry.model_dump(mode="json", exclude=_NO_PART_OF_A_RESULT)
                 for entry in (model, given_models[model.key])
             )
-            lines += _compare(f"models.{model.key}.", ours, theirs)
+            lines += _compare(f"models.{model.key}.", ours, theirs, names)
+    given_students = {student.key: student for student in given.students}
+    for student in held.students:
+        if student.key not in given_students:
+            lines.append(f"distillations: {student.key}: in the run directory, absent from the study")
+        else:
+            theirs = given_students[student.key].settings
+            lines += _compare(f"distillations.{student.key}.", student.settings, theirs, names)
     return lines
 
 
-def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def _compare(prefix: str, held: dict[str, Any], given: dict[str, Any], names: tuple[str, str]) -> list[str]:
     lines: list[str] = []
     for key in sorted(held.keys() | given.keys()):
         ours, theirs = held.get(key), given.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += _compare(f"{prefix}{key}.", ours, theirs)
+            lines += _compare(f"{prefix}{key}.", ours, theirs, names)
         elif ours != theirs:
-            lines.append(f"{prefix}{key}: run directory has {ours!r}, study has {theirs!r}")
+            lines.append(f"{prefix}{key}: {names[0]} {ours!r}, {names[1]} {theirs!r}")
     return lines
 
 
@@ -622,7 +798,30 @@ def _with_training_merged(raw: dict[str, Any], where: str) -> dict[str, Any]:
                 f"this one has weights = {model.get('weights')!r}"
             )
         merged.append(model)
-    return {**raw, "models": merged} | ({"training": shared} if "training" in raw else {})
+    changed = {"models": merged} | ({"training": shared} if "training" in raw else {})
+    return {**raw, **changed, **_with_students_filled_in(raw, shared, merged, where)}
+
+
+def _with_students_filled_in(
+    raw: dict[str, Any], shared: dict[str, Any], models: list[Any], where: str
+) -> dict[str, Any]:
+    """Give each distillation the recipe of its student (if that is not trained here: [training]), and its defaults."""
+    if not isinstance(raw.get("distillations"), list):
+        return {}
+    recipes = {model["key"]: model.get("training") for model in models if isinstance(model, dict) and "key" in model}
+    filled = []
+    for number, each in enumerate(raw["distillations"], 1):
+        if isinstance(each, dict):
+            # What is no student is said of that key; the others are not to be missed besides.
+            student, is_soft = each.get("student", "student"), each.get("kind") == "soft"
+            own, recipe = each.get("training", {}), recipes.get(student) if isinstance(student, str) else None
+            if isinstance(own, dict):
+                own = _with_preset(own, f"{where}: distillations.{number}.training")
+                own = {**(recipe if isinstance(recipe, dict) else shared), **own}
+            of_kind = {"alpha": 0.1, "temperature": 3.0} if is_soft else {"alpha": 0.5}
+            each = {"name": student, **of_kind, **each, "training": own}
+        filled.append(each)
+    return {"distillations": filled}
 
 
 def _with_preset(training: dict[str, Any], where: str) -> dict[str, Any]:
@@ -671,6 +870,7 @@ def _with_absolute_paths(study: Study, base: Path) -> Study:
             "list": plain(study.images.list),
         }
     )
+    distillations = tuple(each.model_copy(update={"training": training(each.training)}) for each in study.distillations)
     models = tuple(
         model.model_copy(
             update={
@@ -681,7 +881,14 @@ def _with_absolute_paths(study: Study, base: Path) -> Study:
         )
         for model in study.models
     )
-    return study.model_copy(update={"images": images, "models": models, "training": training(study.training)})
+    return study.model_copy(
+        update={
+            "images": images,
+            "models": models,
+            "training": training(study.training),
+            "distillations": distillations,
+        }
+    )
 
 
 def _sha256_of(data: Any) -> str:

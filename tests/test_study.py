@@ -260,3 +260,81 @@ def test_dumped_studies_read_back_equal(seed, eps_255, step_size_eps, floor_perc
              similarity={"floor_percent": floor_percent})
     )  # fmt: skip
     assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+
+
+DISTILLATION = {"student": "vit", "teachers": ["cnn", "convnext"]}
+
+
+def with_students(*distillations, **changes):
+    return tiny(distillations=[{**DISTILLATION, **each} for each in distillations], **changes)
+
+
+def test_students_have_their_students_recipe_with_overrides():
+    raw = with_students({"training": {"epochs": 3}, "repeats": 2}, {"name": "soft", "kind": "soft", "student": "cnn-b"})
+    raw["models"].append({"key": "cnn-b", "timm": "resnet18", "weights": "pretrained:a1_in1k"})
+    study = parse(raw)
+    assert [student.key for student in study.students] == [
+        *("vit-from-cnn", "vit-from-cnn-2", "vit-from-convnext", "vit-from-convnext-2"),
+        *("soft-from-cnn", "soft-from-convnext"),
+    ]
+    first, second, *_, last = study.students
+    assert (first.model.training.epochs, first.model.training.lr) == (3, 3e-3)  # tiny's own for vit
+    assert (last.model.training.epochs, last.model.training.lr) == (6, 4e-3)  # [training]
+    assert (last.model.timm, last.model.weights, last.model.data) == ("resnet18", "train", study.model("cnn-b").data)
+    assert (first.distillation.alpha, first.distillation.temperature) == (0.5, None)
+    assert (last.distillation.alpha, last.distillation.temperature) == (0.1, 3.0)
+    assert len({student.sha256() for student in study.students}) == 6
+    assert study.student("vit-from-cnn-2") == second
+    assert parse_study(tomllib.loads(dump_study(study)), base=Path("/"), where="dump") == study
+    # Nothing that the models make is another for it.
+    assert study.settings_sha256() == parse(tiny()).settings_sha256()
+    with pytest.raises(StudyError, match="no student 'vit-from-cn'; did you mean 'vit-from-cnn'"):
+        study.student("vit-from-cn")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"student": "vitt"}, "distillations.1.student: there is no model 'vitt'; did you mean 'vit'?"),
+        ({"teachers": ["cnn", "cn"]}, "distillations.1.teachers: there is no model 'cn'"),
+        ({"teachers": ["cnn", "vit"]}, "'vit' cannot be its own teacher"),
+        ({"teachers": ["cnn", "cnn"]}, "cnn is there twice; more students of one teacher: repeats"),
+        ({"teachers": []}, "distillations.1.teachers: List should have at least 1 item"),
+        ({"temperature": 2.0}, 'temperature goes with kind = "soft" only'),
+        ({"alpha": 1.5}, "distillations.1.alpha"),
+        ({"kind": "softt"}, "'hard' or 'soft' (given: 'softt')"),
+        ({"cache_teacher": True}, "looks different each time (training.crop_scale, training.crop_ratio)"),
+        ({"training": {"epochs": 0}}, "distillations.1.training.epochs"),
+        ({"training": {"preset": "diet"}}, "distillations.1.training.preset: there is no 'diet'"),
+        ({"training": 3}, "distillations.1.training: Input should be a table"),
+        ({"techers": ["cnn"]}, "distillations.1.techers: unknown key; did you mean 'teachers' or"),
+        ({"name": "a/b"}, "distillations.1.name: letters, digits"),
+        ({"name": "n" * 95}, "has a name of over 100 characters"),
+        ({"timm": "resnet18", "args": {"pretrained": True}}, "pretrained cannot be set here"),
+    ],
+)
+def test_errors_of_distillations(change, expected):
+    assert expected in problem(with_students(change))
+
+
+def test_students_need_names_of_their_own():
+    assert "'vit-from-cnn' is there already" in problem(with_students({}, {"alpha": 0.1}))
+    raw = with_students({"teachers": ["cnn"]})
+    raw["models"].append({"key": "VIT-from-cnn", "timm": "resnet18", "weights": "pretrained:a1_in1k"})
+    assert "'VIT-from-cnn' is there already: give its [[distillations]] a name" in problem(raw)
+
+
+def test_random_weights_teach_nothing():
+    raw = with_students({"teachers": ["noise"]})
+    raw["models"].append({"key": "noise", "timm": "resnet18", "weights": "random"})
+    assert "'noise' has random weights to teach from" in problem(raw)
+
+
+def test_students_may_be_added_and_not_changed():
+    held = parse(with_students({}))
+    assert differences(held, parse(with_students({"repeats": 2}, {"name": "other", "alpha": 1.0}))) == []
+    assert differences(held, parse(with_students({"teachers": ["cnn"]}))) == [
+        "distillations: vit-from-convnext: in the run directory, absent from the study"
+    ]
+    changed = differences(held, parse(with_students({"kind": "soft", "alpha": 0.5})))
+    assert "distillations.vit-from-cnn.kind: run directory has 'hard', study has 'soft'" in changed

@@ -6,6 +6,7 @@ start alone changes who is with whom. So it is run many times, and what is repor
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from scipy.cluster import hierarchy
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
@@ -217,7 +219,9 @@ def embedding(vectors: Matrix, k: int) -> Matrix:
 def k_means(points: Matrix, k: int, *, starts: int, seed: int) -> Labels:
     """Labels (N,), 0 to k - 1, of the best of so many starts."""
     # A start is a millisecond of work; where other things run, threads would wait longer than that for each other.
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Fewer different points than clusters: the stability shows it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(n_clusters=k, n_init=starts, random_state=seed % 2**32).fit(points)
     labels: Labels = found.labels_.astype(np.int64)
     return labels

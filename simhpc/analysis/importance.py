@@ -156,11 +156,14 @@ def importance(
     else:
         whole = _Whole(settings).fit(features, target)
         r2_in_sample, in_sample = _permuted(whole, features, target, settings)
-        n_models = len(np.unique(np.concatenate([i, j])))
+        involved = np.unique(np.concatenate([i, j]))
+        n_models = len(involved)
         if n_models < _FEWEST_MODELS_HELD_OUT:
             notes.append(f"{n_models} models are too few to hold some out: R2 held out is unknown")
         else:
-            fold_of = folds_of_models(len(similarity), settings.folds, settings.seed)
+            # Models without a known pair would leave some folds with nothing to be tried on.
+            fold_of = np.full(len(similarity), -1, dtype=np.int64)
+            fold_of[involved] = folds_of_models(n_models, settings.folds, settings.seed)
             by_model = _ByModel(settings, i, j, fold_of).fit(features, target)
             rows, folds = by_model.tested, len(by_model.fitted)
             r2_held_out, held_out = _permuted(by_model, features[rows], target[rows], settings)
@@ -273,7 +276,7 @@ class _ByModel:
         self.settings = settings
         self.fitted: list[_Whole] = []
         self.is_test = [(fold_of[i] == fold) | (fold_of[j] == fold) for fold in range(int(fold_of.max()) + 1)]
-        # A fold whose other models have no known pair has nothing to be fitted on.
+        # A fold that has a model of every pair leaves nothing to be fitted on.
         self.is_test = [test for test in self.is_test if test.any() and not test.all()]
         self.tested = np.concatenate([np.flatnonzero(test) for test in self.is_test])
 
@@ -331,7 +334,7 @@ def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -
         left out. NaN where none had.
     """
     n = len(similarity)
-    weights = model_weights(n, settings.resamples, settings.seed)
+    weights = model_weights(n, settings.resamples, derive_seed(settings.seed, "models"))
     known = np.isfinite(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(known, similarity, 0.0)
     low, high, defined = (np.full(coded.shape[1], np.nan) for _ in range(3))

@@ -71,7 +71,8 @@ class Measure:
         std_error: (M, M), over images, NaN unknown; None: not known for any.
         unit: of the value.
         is_similarity: whether alike models have large values; else small ones.
-        n_images: that the values were made from, at most.
+        n_images: that the values were made from, at most; None: `note` says it.
+        note: what it was made from, in words.
     """
 
     name: str
@@ -79,8 +80,9 @@ class Measure:
     std_error: Matrix | None
     unit: str
     is_similarity: bool
-    n_images: int
+    n_images: int | None
     cost: Cost
+    note: str = ""
 
 
 @dataclass(frozen=True)

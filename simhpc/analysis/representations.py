@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simhpc.analysis.reliability import spearman_brown
 from simhpc.errors import AnalysisError
 
 Floats = NDArray[np.float64]
@@ -56,9 +57,9 @@ def gradient_cosines(images: Iterable[Sequence[NDArray[Any]]]) -> NDArray[np.flo
 def _cosines(gradients: NDArray[Any]) -> NDArray[np.float32]:
     rows = gradients.astype(np.float32)
     products = rows @ rows.T
-    lengths = np.sqrt(np.diag(products))
+    lengths = np.sqrt(np.diag(products).astype(np.float64))
     lengths[lengths == 0] = np.nan
-    cosines: NDArray[np.float32] = np.clip(products / lengths / lengths[:, None], -1.0, 1.0)
+    cosines: NDArray[np.float32] = np.clip(products / np.outer(lengths, lengths), -1.0, 1.0).astype(np.float32)
     return cosines
 
 
@@ -193,7 +194,7 @@ class _Sums:
             yield _hsic(
                 self._products - 2.0 * products,
                 np.outer(left, left),
-                by_rows - np.outer(rows, rows) - both - both.T + products,
+                by_rows - np.outer(rows, rows) - (both + both.T) + products,
                 self._n - 1,
             )
 
@@ -212,7 +213,7 @@ def _ratio(hsic: Floats) -> Floats:
     own = np.diag(hsic).copy()
     own[own < _LEAST] = np.nan
     lengths = np.sqrt(own)
-    ratio: Floats = hsic / lengths / lengths[:, None]
+    ratio: Floats = hsic / np.outer(lengths, lengths)
     return ratio
 
 
@@ -262,7 +263,7 @@ def noise(measure: Measure) -> Noise:
     known = np.isfinite(values) & np.isfinite(errors)
     values, errors, nan = values[known], errors[known], float("nan")
     r = _correlation(measure.halves[:, :, upper[0], upper[1]][:, :, known])
-    reliability = 2.0 * r / (1.0 + r)
+    reliability = spearman_brown(r)
     images_for_95 = nan
     if np.isfinite(r):
         images_for_95 = measure.n_images * 19.0 * (1.0 - reliability) / reliability if r > 0 else float("inf")

@@ -33,6 +33,14 @@ def analyze(
             "architectures if this is not given.",
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN2",
+            help="Another run with the same models (by their keys), of another attack, say: are the matrices alike? "
+            "Repeatable.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,12 +81,16 @@ def analyze(
 
       simhpc analyze runs/imagenet69 --clusters 10
 
+      simhpc analyze runs/imagenet69 --against runs/imagenet69-eps4 --against runs/imagenet69-apgd
+
       simhpc analyze --similarity matrix.csv --components table.csv --out meaning
 
       simhpc analyze runs/demo --json | jq .importance.ranking
     """
     if (run_dir is None) == (similarity is None):
         raise SimhpcError("give either a run directory or --similarity, a matrix")
+    if against and run_dir is None:
+        raise SimhpcError("--against compares two run directories: give RUN, not --similarity")
     changes: dict[str, Any] = {}
     if clusters is not None:
         changes["clusters"] = _number_of_clusters(clusters)
@@ -92,7 +104,8 @@ def analyze(
     if run_dir is not None:
         run = open_run(run_dir)
         where = RunDir(out) if out is not None else run.dir
-        inputs = analysis_inputs.inputs_of_run(run, where, components)
+        others = [(str(path), open_run(path)) for path in against or ()]
+        inputs = analysis_inputs.inputs_of_run(run, where, components, others)
     else:
         assert similarity is not None
         inputs = analysis_inputs.inputs_of_files(similarity, components)
@@ -138,6 +151,19 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["clusters"]:
             apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
             line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")
+    if found := summary.get("strategies"):
+        means = ", ".join(f"{kind} {_decimal(row['mean_sat'])}" for kind, row in found["kinds"].items())
+        line(f"strategies: mean SAT of pairs that differ in {means}")
+    if found := summary.get("reliability"):
+        sure, unsure = (len(found[key]) for key in ("nearest_is_sure", "nearest_is_not_sure"))
+        whole = _decimal(found["split_half"]["spearman"]["whole"])
+        line(
+            f"reliability: {whole} by halves of the images; the nearest is certain at 95 % of {sure} of {sure + unsure}"
+        )
+        for other in found["against"]:
+            line(f"  against {other['run']}: rank correlation {_decimal(other['agreement']['spearman'])}")
+            for difference in other["differences"]:
+                line(f"    {difference}")
     if found := summary.get("ensembles"):
         of_size = {each["size"]: each for each in found["trends"] if _is_of(each, "mean_sat", "error_reduction")}
         for each in found["sizes"]:
@@ -148,6 +174,14 @@ def _show(summary: dict[str, Any]) -> None:
         for each in found["correlations"]:
             if each["one"] == "sat":
                 line(f"measures:   SAT against {each['other'].replace('_', ' ')} {_rho(each)}")
+    for each in (summary.get("distillation") or {}).get("distillations", []):
+        gain = next(gain for gain in each["gains"] if gain["group"] == "all")
+        text = "unknown" if gain["mean"] is None else f"{100 * gain['mean']:+.1f} points"
+        line(f"distillation {each['name']}: {each['n_students']} students of {each['n_teachers']} teachers, {text}")
+        for of in each["correlations"]:
+            if (of["group"], of["given"], of["method"]) == ("all", None, "spearman"):
+                interval = "" if of["ci_low"] is None else f" [{of['ci_low']:.2f}, {of['ci_high']:.2f}]"
+                line(f"  rank correlation with {of['property'].replace('_', ' ')}: {_decimal(of['r'])}{interval}")
     for note in summary["notes"]:
         line(f"note: {note}")
 

@@ -28,10 +28,13 @@ from simhpc.cli import (
     status,
     submit,
     suggest_ensemble,
+    suggest_teacher,
     validate,
+    verify,
 )
 from simhpc.cli.console import errors
 from simhpc.errors import SimhpcError
+from simhpc.store.atomic import never_writable_for_all
 
 app = typer.Typer(
     help="How alike are your image classifiers? Attack each, show the result to all, compare.",
@@ -52,8 +55,10 @@ app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.command("retry")(retry.retry)
 app.command("aggregate")(aggregate.aggregate)
+app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("suggest-ensemble")(suggest_ensemble.suggest_ensemble)
+app.command("suggest-teacher")(suggest_teacher.suggest_teacher)
 app.command("report")(report.report)
 
 _debug = False
@@ -79,6 +84,7 @@ def options(
 
 def main() -> None:
     """Entry point of the `simhpc` program."""
+    never_writable_for_all()
     try:
         app()
     except (SimhpcError, OSError) as error:  # OSError: no permission, no space, too many open files

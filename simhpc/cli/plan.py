@@ -130,6 +130,13 @@ def _measured(study: Study, num_classes: int) -> dict[str, Speed]:
     for number, model in enumerate(study.models, 1):
         errors.print(f"measuring {model.key} ({number} of {len(study.models)})", markup=False, soft_wrap=True)
         speeds[model.key] = measure(model, study, num_classes, import_s=import_s)
+    alike: dict[str, Speed] = {}
+    for student in study.students:
+        name = student.distillation.name
+        if name not in alike:
+            errors.print(f"measuring the students of {name}", markup=False, soft_wrap=True)
+            alike[name] = measure(student.model, study, num_classes, import_s=import_s)
+        speeds[student.key] = alike[name]
     return speeds
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from simhpc.cli.console import duration, errors, name_of, output, percent, tell
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import Run, study_and_root
-from simhpc.stages import ALL_STAGES, STAGES
+from simhpc.stages import ALL_STAGES, stages_of
 from simhpc.stages.progress import Progress
 from simhpc.store import similarity
 from simhpc.store.similarity import SimilarityMatrix
@@ -29,9 +29,14 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="The run directory.", show_default="runs/<name of the study>"),
     ] = None,
-    stages: Annotated[str, typer.Option(metavar="A,B,…", help="Only these stages, comma-separated.")] = ",".join(
-        STAGES
-    ),
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Only these stages, comma-separated.",
+            show_default="train,attack,evaluate,aggregate, and distill if the study has students",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -58,8 +63,9 @@ def run(
     from simhpc.cluster.local import check_root, default_workers, run_stages
     from simhpc.stages.prepare import prepare, version_changes
 
-    wanted = _stages(stages)
+    asked_for = None if stages is None else _stages(stages)
     study, root = study_and_root(study_file, out)
+    wanted = list(stages_of(study)) if asked_for is None else asked_for
     check_root(root)
     display = _Display(quiet=as_json)
     display.say(f"checking {study_file}")

@@ -16,7 +16,7 @@ from simhpc.cli.console import errors, name_of, output, tell
 from simhpc.cli.status import wait_for
 from simhpc.errors import SimhpcError, nearest
 from simhpc.rundir import study_and_root
-from simhpc.stages import ALL_STAGES, STAGES
+from simhpc.stages import ALL_STAGES, STAGES, stages_of
 from simhpc.zoo.registry import substitution
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def submit(
     stage: Annotated[
         str,
         typer.Argument(
-            metavar="STAGE", help="train, attacks, evaluate, aggregate, or all of these; or representations."
+            metavar="STAGE", help="train, attacks, evaluate, aggregate, distill, or all of these; or representations."
         ),
     ],
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")],
@@ -80,11 +80,12 @@ def submit(
     from simhpc.cluster.status import Monitor
     from simhpc.stages.prepare import prepare, version_changes
 
-    stages = stages_named(stage)
+    stages_named(stage)
     profile = load_profile(profile_file)
     if no_container:
         profile = profile.model_copy(update={"container": None})
     study, root = study_and_root(study_file, out)
+    stages = stages_named(stage, stages_of(study))
     submission.check_root(root)
     say = errors if as_json else output
     with _locked_if_there(root, dry_run=dry_run):
@@ -195,7 +196,7 @@ def stages_named(text: str, every: Sequence[str] = STAGES) -> list[str]:
         return list(every)
     name = _VERBS.get(text, text)
     if name not in ALL_STAGES:
-        known = ["train", "attacks", "evaluate", "aggregate", "all", "representations"]
+        known = ["train", "attacks", "evaluate", "aggregate", "distill", "all", "representations"]
         raise SimhpcError(f"there is no stage {text!r}{nearest(text, known)}; there are {', '.join(known)}")
     return [name]
 

@@ -12,7 +12,7 @@ from simhpc.cli.console import output, tell
 from simhpc.rundir import open_run
 
 _NAMES = {
-    "greedy": "greedy (suggested)",
+    "greedy": "greedy",
     "most_accurate": "the most accurate",
     "least_similar": "the least similar",
     "best_single": "best single model",
@@ -70,7 +70,8 @@ def _show(found: dict[str, Any]) -> None:
         line(f"{_NAMES[choice['rule']]:<19} {accuracy}   {', '.join(choice['members'])}")
     for choice in found["choices"][1:]:
         gain = _interval(choice["gain"], choice["gain_ci_low"], choice["gain_ci_high"], sign="+")
-        line(f"greedy gains {gain} points on {_NAMES[choice['rule']]}")
+        better = "; take these instead" if choice["gain_ci_high"] < 0 else ""
+        line(f"greedy gains {gain} points on {_NAMES[choice['rule']]}{better}")
     halves = found["choices"][0]["halves"]
     if {*halves[0]} != {*halves[1]}:
         line(f"the halves of the images chose differently: {' and '.join(', '.join(half) for half in halves)}")

@@ -31,10 +31,11 @@ def validate(
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json"), indent=1))
         return
+    students = f"; {len(resolved.students)} students to distil" if resolved.students else ""
     output.print(
         f"{study} is a valid study: {len(resolved.models)} models, {resolved.images.n} images of "
         f"{resolved.images.source}, {resolved.attack.name} with eps {resolved.attack.eps_255}/255"
-        f" and {resolved.attack.steps} steps",
+        f" and {resolved.attack.steps} steps{students}",
         markup=False,
         soft_wrap=True,
     )

@@ -20,12 +20,12 @@ from simhpc.stages.task import ALL, Task
 
 
 def chosen_models(run: Run, models: Sequence[str]) -> list[str]:
-    """Check that the study has these models; `all` is the model of the aggregation.
+    """Check that the study has these models or students; `all` is the model of the aggregation.
 
     Raises:
         SchedulerError: it does not have one of them.
     """
-    known = [model.key for model in run.study.models]
+    known = [model.key for model in run.study.models] + [student.key for student in run.study.students]
     chosen = []
     for model in models:
         if model in known:
@@ -166,7 +166,7 @@ def _retried(status: RunStatus, models: Sequence[str] | None, *, is_cancelled_to
             is_wanted = task.model in models
         elif task.cause:
             # It would fail again, unless what it needs is mended too.
-            is_wanted = (task.cause, task.model) in chosen
+            is_wanted = (task.cause, task.needed_model) in chosen
         else:
             is_wanted = task.state == "failed" or is_cancelled_too
         if is_wanted:

@@ -23,7 +23,7 @@ from simhpc.cluster.profile import Container, Profile, StageResources
 from simhpc.cluster.trial import run_trial
 from simhpc.errors import ContainerError, SchedulerError, SimhpcError, nearest
 from simhpc.rundir import RunDir
-from simhpc.stages import OPTIONAL_STAGES, STAGES
+from simhpc.stages import OPTIONAL_STAGES, STAGES, STUDENT_STAGES
 from simhpc.store import atomic
 
 PROGRAMS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
@@ -95,7 +95,7 @@ def _kinds(profile: Profile) -> list[Kind]:
     alike: dict[str, list[str]] = {}
     for stage in STAGES:
         alike.setdefault(profile.resources(stage).model_dump_json(), []).append(stage)
-    for stage in OPTIONAL_STAGES:
+    for stage in (*STUDENT_STAGES, *OPTIONAL_STAGES):
         alike.setdefault(profile.resources(stage).model_dump_json(), [stage])
     return [Kind(tuple(stages), profile.resources(stages[0])) for stages in alike.values()]
 

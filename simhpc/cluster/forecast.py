@@ -104,6 +104,7 @@ def warnings(estimate: Estimate, profile: Profile, profile_name: str) -> list[st
                 "train": "a single step takes longer, and nothing less is kept",
                 "attack": "a single batch takes longer, and nothing less is kept",
                 "evaluate": "a single source takes longer, and nothing less is kept",
+                "distill": "a single step takes longer, and nothing less is kept",
                 "representations": "it begins again after a time limit and would never end",
             }[stage]
             found.append(f"{where} is too short for {_names(stuck)}: {what}")

@@ -99,14 +99,17 @@ def run_stages(run: Run, stages: Sequence[str], workers: int) -> Generator[Event
         Events as they happen. Closing the iterator early cancels what runs.
     """
     failed: dict[str, str] = {}
+    teachers = {student.key: student.teacher for student in run.study.students}
     for stage in stages:
         module = stage_module(stage)
         tasks = module.tasks(run)
         todo = [task for task in tasks if not module.is_done(run, task)]
         yield StageStarted(stage, len(tasks), len(tasks) - len(todo))
-        for task in [task for task in todo if _needs(stage, failed.get(task.model))]:
-            todo.remove(task)
-            yield Skipped(task, f"{failed[task.model]} failed")
+        for task in list(todo):
+            needed = teachers.get(task.model, task.model)
+            if _needs(stage, failed.get(needed)):
+                todo.remove(task)
+                yield Skipped(task, f"{failed[needed]}{f' of {needed}' if needed != task.model else ''} failed")
         for event in _run_tasks(run, todo, workers):
             if isinstance(event, Finished) and event.error is not None:
                 failed[event.task.model] = stage

@@ -159,11 +159,11 @@ class _Planner:
         )
 
     def _is_blocked(self, task: TaskStatus) -> bool:
-        """Whether the model's own task of the stage before has not been done and will not be."""
-        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.model))
+        """Whether the task of the stage before that it needs has not been done and will not be."""
+        needed = self._by_task.get((BEFORE.get(task.stage, ""), task.needed_model))
         if needed is None or needed.state == "done" or needed.is_live:
             return False
-        return not any(task.model in batch.models for batch in self._batches.get(needed.stage, []))
+        return not any(needed.model in batch.models for batch in self._batches.get(needed.stage, []))
 
     def _batch(
         self, stage: str, tasks: Sequence[TaskStatus], resources: StageResources | None = None, **after: Any
@@ -182,23 +182,23 @@ class _Planner:
         )
 
     def _after_own(self, stage: str, todo: Sequence[TaskStatus]) -> list[Batch]:
-        """Each after the training of its own model, if that is planned or queued."""
+        """Each after the training of its own model (of a student: of its teacher), if that is planned or queued."""
         batches, left = [], list(todo)
         for training in self._batches.get("train", []):
-            by_model = {task.model: task for task in left}
-            same = [by_model[model] for model in training.models if model in by_model]
+            place = {model: number for number, model in enumerate(training.models)}
+            same = sorted((task for task in left if task.needed_model in place), key=lambda t: place[t.needed_model])
             if not same:
                 continue
-            left = [task for task in left if task.model not in training.models]
-            if len(same) == len(training.models):
+            left = [task for task in left if task.needed_model not in place]
+            if [task.needed_model for task in same] == list(training.models):
                 batches.append(self._batch(stage, same, after_same=training.id))
             else:
                 batches.append(self._batch(stage, same, after_batches=(training.id,)))
         training_now = self._live_jobs["train"]
-        waiting = [task for task in left if task.model in training_now]
-        jobs = sorted({job for task in waiting for job in training_now[task.model]})
+        waiting = [task for task in left if task.needed_model in training_now]
+        jobs = sorted({job for task in waiting for job in training_now[task.needed_model]})
         batches += [self._batch(stage, part, after_jobs=tuple(jobs)) for part in self._split(waiting)]
-        free = [task for task in left if task.model not in training_now]
+        free = [task for task in left if task.needed_model not in training_now]
         return [*batches, *(self._batch(stage, part) for part in self._split(free))]
 
     def _after_all(

@@ -1,8 +1,8 @@
 """The cluster profile: where a study runs, typed and validated. One TOML file describes one cluster.
 
-`[defaults]` holds for every stage; a table named after a stage overrides it key by key. The optional stage
-`representations` gets what attacks get where it has no table of its own. `[container]` names the image
-that tasks run in. slurm/README.md lists the keys.
+`[defaults]` holds for every stage; a table named after a stage overrides it key by key. Where they have no
+table of their own, `distill` gets what trainings get, and the optional stage `representations` what attacks get.
+`[container]` names the image that tasks run in. slurm/README.md lists the keys.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ class Profile(Section):
     attack: StageResources = StageResources()
     evaluate: StageResources = StageResources()
     aggregate: StageResources = StageResources()
+    distill: StageResources = StageResources()
     representations: StageResources = StageResources()
     retry: Retry = Retry()
     container: Container | None = None
@@ -211,11 +212,11 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _only_trainings_are_shared(self) -> Self:
-        for stage in STAGES:
-            if stage != "train" and self.resources(stage).processes > 1:
+        for stage in ALL_STAGES:
+            if stage not in _TRAIN and self.resources(stage).processes > 1:
                 raise ValueError(
-                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train], not into "
-                    "[defaults]"
+                    f"{stage} cannot use more than one process: nodes and tasks_per_node belong into [train] (or "
+                    "[distill]), not into [defaults]"
                 )
         return self
 
@@ -223,6 +224,11 @@ class Profile(Section):
         """What one of `stages.ALL_STAGES` gets."""
         found: StageResources = getattr(self, stage)
         return found
+
+
+_TRAIN = ("train", "distill")
+_LIKE = {"representations": "attack", "distill": "train"}
+"""Stages without a table of their own that get what another has, as they compute the like of it."""
 
 
 def load_profile(path: Path) -> Profile:
@@ -259,15 +265,15 @@ def parse_profile(raw: dict[str, Any], *, where: str) -> Profile:
         merged = {key: value for key, value in raw.items() if key != "defaults"}
         if isinstance(raw.get("container"), dict):
             merged["container"] = _with_tuples(raw["container"])
-        # It computes what an attack does, only less of it.
-        likewise = {"representations"} - raw.keys()
+        likewise = {stage: other for stage, other in _LIKE.items() if stage not in raw}
         for stage in ALL_STAGES:
-            own = raw.get("attack" if stage in likewise else stage, {})
+            own = raw.get(likewise.get(stage, stage), {})
             merged[stage] = _merged(defaults, own) if isinstance(own, dict) else own
         try:
             return Profile.model_validate(merged)
         except ValidationError as error:
-            lines = [explain(details, Profile) for details in error.errors() if details["loc"][0] not in likewise]
+            of_others = {(stage,) for stage in likewise}
+            lines = [explain(details, Profile) for details in error.errors() if details["loc"][:1] not in of_others]
     raise ProfileError("\n  ".join([f"{where}: {len(lines)} problem(s) in the profile", *lines]))
 
 

@@ -29,8 +29,8 @@ CANCELLED = "cancelled"
 STATES = ("failed", "cancelled", "unknown", "running", "queued", "todo", "done")
 """Worst first. `todo`: neither done nor in the queue; `unknown`: Slurm could not be asked."""
 
-BEFORE = {"attack": "train", "evaluate": "attack", "representations": "train"}
-"""The stage whose output for the same model a task needs."""
+BEFORE = {"attack": "train", "evaluate": "attack", "distill": "train", "representations": "train"}
+"""The stage whose output for the same model (for a student: for its teacher) a task needs."""
 
 # The accounting may not know a job that was just submitted, and a shared disk may not show a file just written.
 _GRACE_S = 60.0
@@ -78,6 +78,7 @@ class TaskStatus:
         live_jobs: all of its jobs that wait or run; more than one when its inputs changed while it was queued. A job
             that Slurm could not be asked about counts.
         cause: the stage before, if it did not succeed for this model and this task failed for that; else empty.
+        teacher: of a student; else empty.
     """
 
     stage: str
@@ -99,6 +100,12 @@ class TaskStatus:
     submitted_unix_s: float | None = None
     live_jobs: tuple[str, ...] = ()
     cause: str = ""
+    teacher: str = ""
+
+    @property
+    def needed_model(self) -> str:
+        """Whose task of the stage before it needs."""
+        return self.teacher or self.model
 
     @property
     def is_live(self) -> bool:
@@ -273,6 +280,8 @@ def compose(
         for stage in ALL_STAGES
         for task in stage_module(stage).tasks(run)
     ]
+    teachers = {student.key: student.teacher for student in run.study.students}
+    tasks = [replace(task, teacher=teachers[task.model]) if task.stage == "distill" else task for task in tasks]
     failed = {(task.stage, task.model) for task in tasks if task.state in ("failed", "cancelled")}
     chained = {task for task, of_task in attempts.items() if "aftercorr" in of_task[-1].submission.after}
     tasks = [_with_cause(task, failed, Task(task.stage, task.model) in chained) for task in tasks]
@@ -460,8 +469,8 @@ def _with_cause(task: TaskStatus, failed: set[tuple[str, str]], is_chained: bool
     is_consequence = task.state == "failed" or (task.state == "cancelled" and is_chained)
     if task.reason.startswith(OUT_OF_MEMORY):
         return task  # that has to be mended in any case
-    if before is not None and is_consequence and (before, task.model) in failed:
-        return replace(task, reason=f"{before} of {task.model} did not succeed", cause=before)
+    if before is not None and is_consequence and (before, task.needed_model) in failed:
+        return replace(task, reason=f"{before} of {task.needed_model} did not succeed", cause=before)
     return task
 
 

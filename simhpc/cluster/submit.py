@@ -56,11 +56,13 @@ def check_shares(run: Run, stages: Sequence[str], profile: Profile, profile_name
     Raises:
         ProfileError: they cannot.
     """
-    processes = profile.train.processes
-    for model in run.study.models if "train" in stages else ():
+    trained = [(profile.train.processes, "train", model) for model in run.study.models if "train" in stages]
+    if "distill" in stages:
+        trained += [(profile.distill.processes, "distill", student.model) for student in run.study.students]
+    for processes, stage, model in trained:
         if model.training is not None and model.training.batch_size % model.training.images_at_least(processes):
             raise ProfileError(
-                f"{profile_name}: train: {processes} processes (nodes x tasks_per_node) cannot share the "
+                f"{profile_name}: {stage}: {processes} processes (nodes x tasks_per_node) cannot share the "
                 f"{model.training.batch_size} images of a step of model {model.key!r} evenly: make its "
                 f"training.batch_size a multiple of {model.training.images_at_least(processes)}, or take other numbers"
             )

@@ -29,7 +29,7 @@ HEADER = (
 )
 _KINDS = (
     ("all from different clusters", COLOURS[0], "o"),
-    ("in between", "0.6", "s"),
+    ("in between, or unknown", "0.6", "s"),
     ("all from one cluster", COLOURS[5], "^"),
 )
 _MOST_SIZES = 6
@@ -101,8 +101,8 @@ def draw(found: Ensembles, *, title: str) -> Figure:
         how_many = len(made.members)
         of_all = "" if how_many == made.n_possible else f" of {made.n_possible}"
         grid[1, column].set_xlabel(f"mean SAT inside\n{made.size} members, {how_many}{of_all} ensembles", fontsize=9)
-    grid[0, 0].set_ylabel("error reduction, % of the members' mean error", fontsize=9)
-    grid[1, 0].set_ylabel("images that all members get wrong, %", fontsize=9)
+    grid[0, 0].set_ylabel("error reduction\n(% of the members' mean error)", fontsize=9)
+    grid[1, 0].set_ylabel("all members wrong\n(% of the images)", fontsize=9)
     handles = [
         grid[0, 0].scatter([], [], s=20.0, color=colour, marker=marker, label=name) for name, colour, marker in _KINDS
     ]

@@ -22,6 +22,8 @@ _TITLES = {
     "error_consistency": "error consistency",
     "disagreement": "disagreement",
     "js_divergence": "JS divergence",
+    "gradient_cosine": "cosine of input gradients",
+    "linear_cka": "linear CKA",
 }
 
 
@@ -62,6 +64,7 @@ def summary(measures: Sequence[Measure], found: Comparison, names: Sequence[str]
                 "alike_is": "large" if measure.is_similarity else "small",
                 "n_images": measure.n_images,
                 "passes_per_image": asdict(measure.cost),
+                "note": measure.note,
                 "mean": _mean(_pairs(measure.value)),
                 "mean_std_error": math.nan if measure.std_error is None else _mean(_pairs(measure.std_error)),
                 "reliability": reliability,
@@ -92,7 +95,7 @@ def draw(measures: Sequence[Measure], found: Comparison, families: Sequence[str]
     kinds = (("two families", COLOURS[0], "o", ~is_same), ("one family", COLOURS[5], "^", is_same))
     for position, measure in enumerate(others):
         axes = figure.add_subplot(grid[position // (columns - 1), 1 + position % (columns - 1)])
-        for name, colour, marker, which in kinds:
+        for _, colour, marker, which in kinds:
             chosen = np.triu(which, k=1)
             axes.scatter(
                 measures[0].value[chosen],
@@ -102,7 +105,6 @@ def draw(measures: Sequence[Measure], found: Comparison, families: Sequence[str]
                 marker=marker,
                 alpha=0.5,
                 linewidths=0.0,
-                label=name,
                 rasterized=True,
             )
         each = captions[measure.name]
@@ -111,8 +113,10 @@ def draw(measures: Sequence[Measure], found: Comparison, families: Sequence[str]
         axes.set_ylabel(f"{_title(measure)}, {measure.unit}", fontsize=9)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
-        if not position:
-            axes.legend(fontsize=8)
+    handles = [
+        axes.scatter([], [], s=20.0, color=colour, marker=marker, label=name) for name, colour, marker, _ in kinds
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=9)
     figure.suptitle(f"{title}: what other measures of the same models say", fontsize=11)
     return figure
 

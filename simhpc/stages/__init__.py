@@ -17,14 +17,18 @@ from typing import Any, Protocol
 from simhpc.rundir import Run
 from simhpc.stages import validity
 from simhpc.stages.task import Report, Task
+from simhpc.study import Study
 
 STAGES = ("train", "attack", "evaluate", "aggregate")
 """Of every study, in the order in which each needs the ones before it."""
 
+STUDENT_STAGES = ("distill",)
+"""Of a study that has distillations, besides: their tasks are those of students, which no other stage needs."""
+
 OPTIONAL_STAGES = ("representations",)
 """Done only where they are asked for by name; no other stage needs them."""
 
-ALL_STAGES = (*STAGES, *OPTIONAL_STAGES)
+ALL_STAGES = (*STAGES, *STUDENT_STAGES, *OPTIONAL_STAGES)
 
 
 class Stage(Protocol):
@@ -37,6 +41,11 @@ class Stage(Protocol):
     def execute(self, run: Run, task: Task, report: Report) -> dict[str, Any]: ...
 
     def discard_partial(self, run: Run, task: Task) -> None: ...
+
+
+def stages_of(study: Study) -> tuple[str, ...]:
+    """What a study asks for: all but the optional ones."""
+    return (*STAGES, *(STUDENT_STAGES if study.distillations else ()))
 
 
 def done_tasks(run: Run, stages: Sequence[str]) -> set[Task]:

@@ -37,11 +37,20 @@ def tasks(run: Run) -> Sequence[Task]:  # noqa: ARG001 - every stage takes the r
     return [Task(STAGE, ALL)]
 
 
+def is_current(run: Run) -> bool:
+    """Whether the matrix was made from exactly the predictions that lie here now.
+
+    Raises:
+        MissingInputError, BadFileError: there is none, or it is damaged.
+    """
+    return similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+
+
 def is_done(run: Run, task: Task) -> bool:  # noqa: ARG001
     """Whether the matrix and its tables exist and were made from exactly the predictions that lie here now."""
     made = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv, run.dir.heatmap)
     try:
-        return all(path.exists() for path in made) and similarity.inputs_sha256(run.dir.similarity) == _inputs(run)
+        return all(path.exists() for path in made) and is_current(run)
     except (MissingInputError, BadFileError):
         return False
 

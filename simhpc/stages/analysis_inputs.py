@@ -19,10 +19,27 @@ from simhpc.report.tables import write_csv
 from simhpc.rundir import Run, RunDir
 from simhpc.store import named_csv, similarity
 from simhpc.store.named_csv import NamedTable
-from simhpc.study import Analysis, Model
+from simhpc.store.similarity import SimilarityMatrix
+from simhpc.study import Analysis, Model, differences
 
 Settings = Analysis
 """Options of all analyses: the study's `[analysis]`."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A finished run to compare the matrix with (`--against`).
+
+    Attributes:
+        title: the folder as it was given.
+        names, sat: as in `Inputs`.
+        differences: of its study from the run's, for the models that both have, one line each.
+    """
+
+    title: str
+    names: list[str]
+    sat: NDArray[np.float64]
+    differences: list[str]
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Inputs:
         components: C values of each model that they are known of.
         notes, problems: what was found wrong with the input; a problem makes the exit code 1.
         run: the finished run that the matrix is of; None for a matrix from elsewhere.
+        against: other runs to compare it with.
     """
 
     title: str
@@ -47,6 +65,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     run: Run | None = None
+    against: tuple[Other, ...] = ()
 
     @property
     def families(self) -> list[str]:
@@ -64,7 +83,9 @@ class Outcome:
     notes: list[str]
 
 
-def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> Inputs:
+def inputs_of_run(
+    run: Run, out: RunDir, components_csv: Path | None = None, against: Sequence[tuple[str, Run]] = ()
+) -> Inputs:
     """The matrix of a finished run, and the components of its models.
 
     The components are read from the architectures, which takes a second or so each, and kept in
@@ -73,26 +94,23 @@ def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> 
     Args:
         out: where that file is.
         components_csv: a table to take in their place.
+        against: names of other runs, and these.
 
     Raises:
         MissingInputError, BadFileError: the run has no matrix, or a damaged one.
-        AnalysisError: a table is wrong, or lacks a model.
+        AnalysisError: the table that was given is wrong.
     """
-    try:
-        matrix = similarity.load(run.dir.similarity)
-    except MissingInputError:
-        raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+    matrix = _matrix_of(run)
+    others = tuple(_other(run, name, other) for name, other in against)
     problems = [f"the matrix is incomplete: {problem}" for problem in matrix.problems]
     if components_csv is not None:
-        table = named_csv.read_table(components_csv)
-        rows = table.of(matrix.models, components_csv)
-        table = NamedTable(table.columns, dict(zip(matrix.models, rows, strict=True)))
+        table, unread = _read_table(components_csv, matrix.models)
     else:
         wanted = set(matrix.models)
         table, unread = _read_components(
             [model for model in run.study.models if model.key in wanted], out.analysis("components.csv")
         )
-        problems += unread
+    problems += unread
     return Inputs(
         title=run.study.name,
         names=matrix.models,
@@ -102,24 +120,75 @@ def inputs_of_run(run: Run, out: RunDir, components_csv: Path | None = None) -> 
         notes=[*matrix.notes],
         problems=problems,
         run=run,
+        against=others,
     )
+
+
+def _matrix_of(run: Run) -> SimilarityMatrix:
+    try:
+        return similarity.load(run.dir.similarity)
+    except MissingInputError:
+        raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+
+
+def _other(run: Run, name: str, other: Run) -> Other:
+    matrix = _matrix_of(other)
+    ours = [model.key for model in run.study.models if model.key in matrix.models]
+    here, there = (
+        each.study.model_copy(
+            update={"name": "", "models": tuple(each.study.model(key) for key in ours), "distillations": ()}
+        )
+        for each in (run, other)
+    )
+    return Other(name, matrix.models, matrix.sat, differences(here, there, names=("here", "there")))
 
 
 def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs:
-    """A matrix and a table from elsewhere.
+    """A matrix and a table from elsewhere. A table that lacks models of the matrix is a problem, and used all the same.
 
     Raises:
-        AnalysisError: one of them is wrong, or the table lacks a model of the matrix.
+        AnalysisError: one of them is wrong.
     """
     matrix = named_csv.read_matrix(similarity_csv)
-    inputs = Inputs(title=similarity_csv.stem, names=matrix.names, sat=matrix.values, notes=matrix.notes)
-    if components_csv is None:
-        return inputs
-    table = named_csv.read_table(components_csv)
-    rows = table.of(matrix.names, components_csv)
+    table, problems = NamedTable([], {}), list[str]()
+    if components_csv is not None:
+        table, problems = _read_table(components_csv, matrix.names)
     return Inputs(
-        **{**vars(inputs), "columns": table.columns, "components": dict(zip(matrix.names, rows, strict=True))}
+        title=similarity_csv.stem,
+        names=matrix.names,
+        sat=matrix.values,
+        columns=table.columns,
+        components={name: table.rows[name] for name in matrix.names if name in table.rows},
+        notes=[*matrix.notes, *_doubts(matrix.values)],
+        problems=problems,
     )
+
+
+def _doubts(sat: NDArray[np.float64]) -> list[str]:
+    """What makes a matrix from elsewhere look like something else than SAT."""
+    notes, is_diagonal = [], np.eye(len(sat), dtype=bool)
+    if np.nanmax(sat, initial=-np.inf) > _LARGEST_SAT + 1e-6:
+        notes.append(
+            f"the largest similarity is {np.nanmax(sat):.4g}, and no SAT is above ln 100 = {_LARGEST_SAT:.3f}: this is "
+            "some other measure, and what is said of SAT and fooling rates does not hold"
+        )
+    between = sat[~is_diagonal & np.isfinite(sat)]
+    if len(between) and np.isfinite(sat[is_diagonal]).all() and sat[is_diagonal].max() < between.min():
+        notes.append("every model is less like itself than any two are like each other: are these distances?")
+    return notes
+
+
+_LARGEST_SAT = float(np.log(100.0))
+
+
+def _read_table(path: Path, names: Sequence[str]) -> tuple[NamedTable, list[str]]:
+    """A table that was given, and what is wrong with it for these models; without columns if it has none of them."""
+    table = named_csv.read_table(path)
+    lacking = table.lacks(names)
+    if not lacking:
+        return table, []
+    problem = f"{path} has no row for {lacking}: what needs components is done without"
+    return (table if any(name in table.rows for name in names) else NamedTable([], {})), [problem]
 
 
 def made_from(inputs: Inputs) -> dict[str, str]:
@@ -137,7 +206,12 @@ def made_from(inputs: Inputs) -> dict[str, str]:
 def _read_components(models: Sequence[Model], cache: Path) -> tuple[NamedTable, list[str]]:
     """Components of models, from the file where they stand there; what was read anew is added to it."""
     problems: list[str] = []
-    known = named_csv.read_table(cache) if cache.exists() else None
+    known = None
+    if cache.exists():
+        try:
+            known = named_csv.read_table(cache)
+        except AnalysisError as error:
+            return NamedTable([], {}), [f"the components are unknown: {error}; mend or delete it"]
     missing = [model for model in models if known is None or model.key not in known.rows]
     if known is not None and not missing:
         return known, problems
@@ -145,10 +219,10 @@ def _read_components(models: Sequence[Model], cache: Path) -> tuple[NamedTable, 
 
     columns = list(COLUMNS)
     if known is not None and known.columns != columns:
-        raise AnalysisError(
-            f"{cache} lacks {missing[0].key!r} and has other columns than the components that are read here: "
-            "add the row, or delete the file to have all read again"
-        )
+        return known, [
+            f"components of {', '.join(model.key for model in missing)} are unknown: {cache} has other columns than "
+            "are read here; add the rows, or delete the file to have all read again"
+        ]
     rows = dict(known.rows) if known is not None else {}
     for model in missing:
         try:

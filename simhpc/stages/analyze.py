@@ -22,8 +22,10 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_distillation import analyze_distillation
 from simhpc.stages.analyze_ensembles import analyze_ensembles
 from simhpc.stages.analyze_measures import analyze_measures
+from simhpc.stages.analyze_reliability import analyze_reliability
 from simhpc.stages.analyze_representations import analyze_representations
 from simhpc.stages.analyze_strategies import analyze_strategies
 from simhpc.stages.found_clusters import clusters_of, options_of
@@ -52,6 +54,8 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
     for name, function in ANALYSES.items():
         if name in _NEED_COMPONENTS and not inputs.columns:
             notes.append(f"{name}: not done, because it needs components of the models (--components)")
+            continue
+        if name in _NEED_STUDENTS and (inputs.run is None or not inputs.run.study.distillations):
             continue
         if name in _NEED_A_RUN and inputs.run is None:
             notes.append(f"{name}: not done, because it needs the predictions of a run, not only its matrix")
@@ -128,14 +132,17 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
     "importance": analyze_importance,
     "clusters": analyze_clusters,
     "strategies": analyze_strategies,
+    "reliability": analyze_reliability,
     "ensembles": analyze_ensembles,
     "measures": analyze_measures,
     "representations": analyze_representations,
+    "distillation": analyze_distillation,
 }
 """In the order in which they are done."""
 
 _NEED_COMPONENTS = {"importance"}
-_NEED_A_RUN = {"ensembles", "measures", "representations"}
+_NEED_STUDENTS = {"distillation"}
+_NEED_A_RUN = {"reliability", "ensembles", "measures", "representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:

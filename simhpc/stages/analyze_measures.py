@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
+from simhpc.stages.analyze_representations import representation_measures
 from simhpc.stages.clean_answers import CleanAnswers, clean_answers
+from simhpc.stages.representations import PASSES_PER_GRADIENT
 from simhpc.store import similarity
 
 
@@ -25,7 +26,8 @@ def analyze_measures(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     options = measuring.Settings(seed=settings.seed)
     answers = clean_answers(inputs.run, inputs.names)
     measures, seconds = _measured(inputs.run, inputs, answers, options)
-    measures += [measure for other in OTHERS for measure in other(inputs.run, answers.names)]
+    for name, (value, std_error, note) in representation_measures(inputs.run, answers.names, settings.seed).items():
+        measures.append(Measure(name, value, std_error, "at most 1", True, None, _INSIDE[name], note))
     found = measuring.compare(measures, options)
     result = {
         **made_from(inputs),
@@ -47,8 +49,8 @@ def analyze_measures(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     return Outcome([table, correlations, summary, svg, png], result, notes)
 
 
-OTHERS: tuple[Callable[[Run, Sequence[str]], list[Measure]], ...] = ()
-"""Further measures of these models of a run, matrices in their order; none where the run lacks what they take."""
+_INSIDE = {"gradient_cosine": Cost(0, PASSES_PER_GRADIENT), "linear_cka": Cost(1)}
+"""What the measures that look inside networks cost, of each image that they are made from."""
 
 
 def _measured(

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from simhpc.analysis import reliability
 from simhpc.analysis import representations as analysis
+from simhpc.analysis.reliability import Outcomes
 from simhpc.analysis.representations import Measure
-from simhpc.analysis.similarity import count_pairs, pack_bits, sat_matrix
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.report import representations as report
 from simhpc.report.figure import write_svg_and_png
@@ -190,23 +191,24 @@ def _sat(run: Run, inputs: Inputs, kept: Sequence[int], seed: int) -> Measure:
     width = 2.0 * norm.ppf(0.5 + matrix.confidence / 2.0)
     at = [matrix.models.index(inputs.names[position]) for position in kept]
     errors = ((matrix.ci_high - matrix.ci_low) / width)[np.ix_(at, at)]
-    return Measure(inputs.sat[np.ix_(kept, kept)], errors, matrix.n_images, _sat_halves(run, at, seed))
+    names = [inputs.names[position] for position in kept]
+    return Measure(inputs.sat[np.ix_(kept, kept)], errors, matrix.n_images, _sat_halves(run, names, seed))
 
 
-def _sat_halves(run: Run, at: Sequence[int], seed: int) -> NDArray[np.float64]:
-    """(S, 2, K, K) of the models at these positions in the study."""
+def _sat_halves(run: Run, names: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """(S, 2, K, K), as in `Measure`."""
     gathered = gather(run, lambda *_: None)
+    keys, k = [model.key for model in run.study.models], len(names)
+    at = [keys.index(name) for name in names]
+    if gathered.n_images < 2:
+        return np.empty((0, 2, k, k))
     cells = np.ix_(at, at)
-    correct, fooled, measured = gathered.correct[at], gathered.fooled[cells], gathered.measured[cells]
-    found = []
-    for halves in analysis.halves(gathered.n_images, seed):
-        for half in halves:
-            mask = np.zeros(gathered.n_images, dtype=bool)
-            mask[half] = True
-            bits = pack_bits(mask)
-            counts = count_pairs(correct & bits, fooled & bits, measured)
-            found.append(sat_matrix(counts, run.study.similarity.floor_percent))
-    return np.reshape(found, (-1, 2, len(at), len(at)))
+    outcomes = Outcomes(gathered.n_images, gathered.correct[at], gathered.fooled[cells], gathered.measured[cells])
+    options = reliability.Settings(run.study.similarity.floor_percent, seed=seed)
+    both = np.stack(reliability.halves(outcomes, options), axis=1)
+    found = np.full((len(both), 2, k, k), np.nan)
+    found[:, :, *np.triu_indices(k, 1)] = both
+    return found
 
 
 def _row(run: Run, name: str, header: Header, noise_cosines: NDArray[np.float32], n_zero: int) -> report.ModelRow:

@@ -28,6 +28,7 @@ HOST_BYTES = {
     "attack": 410 << 20,
     "evaluate": 410 << 20,
     "aggregate": 140 << 20,
+    "distill": 480 << 20,
     "representations": 410 << 20,
 }
 """Memory of a task that has imported all it needs and loaded nothing yet, by stage (seen with a CPU build of torch)."""
@@ -167,10 +168,11 @@ def look(run: Run) -> Facts:
         source = open_source(study.images)
         num_classes, counts[study.images.source] = len(source.classes), len(source.labels)
     training_images, accuracy = {}, {}
-    for model in study.models:
+    keys = {model.key for model in study.models}
+    for model in (*study.models, *(student.model for student in study.students)):
         if model.training is None:
             continue
-        held = _trained(run, model) if exists else None
+        held = _trained(run, model) if exists and model.key in keys else None
         if held is not None:
             training_images[model.key] = int(held["training_images"])
             accuracy[model.key] = float(held["accuracy"])
@@ -188,7 +190,6 @@ def look(run: Run) -> Facts:
         hashes = {key: header.content_sha256 for key, header in headers.items()}
         covered = {model.key: _covered(run, model, hashes) for model in study.models}
     # `evaluate` counts an evaluation as done when it covers what is there now; more sources are coming.
-    keys = {model.key for model in study.models}
     waiting = {Task("evaluate", key) for key in keys if covered[key] != keys}
     if waiting:
         waiting.add(Task("aggregate", ALL))
@@ -222,7 +223,7 @@ def count_costs(study: Study, num_classes: int) -> dict[str, Cost]:
 
     found: dict[str, Cost] = {}
     known: dict[str, Cost] = {}
-    for model in study.models:
+    for model in (*study.models, *(student.model for student in study.students)):
         arguments = [model.timm_name, model.is_trained_here, model.args, model.data.model_dump(mode="json")]
         alike = json.dumps(arguments, sort_keys=True)
         if alike not in known:
@@ -275,6 +276,11 @@ class _Estimator:
             for task in stage_module(stage).tasks(self._run)
         ]
         tasks += [self._aggregate(task) for task in stage_module("aggregate").tasks(self._run)]
+        students = {student.key: student for student in self._study.students}
+        for task in stage_module("distill").tasks(self._run):
+            student = students[task.model]
+            teacher = self._study.model(student.teacher)
+            tasks.append(self._train(student.model, task, teacher, is_asked_once=student.distillation.cache_teacher))
         if representations.STAGE in optional:
             tasks += [
                 self._representations(self._study.model(task.model), task) for task in representations.tasks(self._run)
@@ -284,6 +290,7 @@ class _Estimator:
             "attack": "adversarial",
             "evaluate": "predictions",
             "aggregate": "similarity",
+            "distill": "students",
             "representations": "representations",
         }
         images = images_bytes(self._study, self._facts.num_classes)
@@ -311,13 +318,16 @@ class _Estimator:
     def _path(self, task: Task) -> Path:
         where = {
             "train": self._run.dir.checkpoint,
+            "distill": self._run.dir.checkpoint,
             "attack": self._run.dir.adversarial,
             "evaluate": self._run.dir.predictions,
             "representations": self._run.dir.representations,
         }
         return where[task.stage](task.model)
 
-    def _train(self, model: Model, task: Task) -> TaskEstimate:
+    def _train(
+        self, model: Model, task: Task, teacher: Model | None = None, *, is_asked_once: bool = False
+    ) -> TaskEstimate:
         settings, cost = model.training, self._costs[model.key]
         assert settings is not None
         available = self._facts.training_images[model.key]
@@ -336,6 +346,15 @@ class _Estimator:
         # With gradients, the optimiser's two moments and the average.
         network_bytes = (5 if settings.ema_decay else 4) * cost.weight_bytes
         batch_bytes = -(-batch // settings.accumulation) * (cost.training_bytes + cost.forward_bytes)
+        loading = 0
+        if teacher is not None:
+            of_teacher, asked = self._costs[teacher.key], available if is_asked_once else shown
+            flops += asked * of_teacher.forward_flops
+            if seconds is not None and (of_speed := self._speed(teacher)) is not None:
+                seconds += asked * of_speed.forward_s
+            network_bytes += of_teacher.weight_bytes
+            batch_bytes += -(-batch // settings.accumulation) * of_teacher.forward_bytes
+            loading = self._loading_bytes(of_teacher)
         written = checkpoint_bytes(cost)
         return self._task(
             task,
@@ -345,6 +364,7 @@ class _Estimator:
             host=self._chosen_bytes() + 2 * clean_bytes + cost.weight_bytes,
             weights=network_bytes,
             activations=batch_bytes,
+            loading=loading,
             written=(written, written),
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from simhpc.rundir import Run
 from simhpc.study import IMAGE_LAYOUTS, Model
 
-_LOAD_MODELS = ("attack", "evaluate", "representations")
+_LOAD_MODELS = ("attack", "evaluate", "distill", "representations")
 
 
 def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
@@ -16,14 +16,14 @@ def paths(run: Run, stage: str, models: Iterable[str]) -> list[Path]:
     entries = _entries(run, models)
     found: list[str] = []
     read: set[Path] = set()
-    if stage == "train":
+    if stage in ("train", "distill"):
         images = run.study.images
         for source in {entry.training.images or images.source for entry in entries if entry.training}:
             found += [source, images.labels]
             if source == images.source and images.ground_truth is not None:
                 # The folder: the devkit's own tables lie beside its ground truth.
                 read.add(Path(images.ground_truth).parent)
-    elif stage in _LOAD_MODELS:
+    if stage in _LOAD_MODELS:
         found += [entry.weights for entry in entries]
     if stage != "aggregate":
         found += [
@@ -53,5 +53,8 @@ def unstaged(run: Run, stage: str, models: Iterable[str]) -> list[Model]:
 
 
 def _entries(run: Run, models: Iterable[str]) -> list[Model]:
+    """Entries of models, and those of students with their teachers'."""
     wanted = set(models)
-    return [entry for entry in run.study.models if entry.key in wanted]
+    students = [student for student in run.study.students if student.key in wanted]
+    wanted |= {student.teacher for student in students}
+    return [entry for entry in run.study.models if entry.key in wanted] + [student.model for student in students]

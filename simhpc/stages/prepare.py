@@ -5,8 +5,9 @@ Nothing is written before everything has been checked, and what a run directory 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -15,18 +16,16 @@ from typing import TYPE_CHECKING
 
 from simhpc import __version__, image_list
 from simhpc.errors import BadFileError, StudyError
-from simhpc.rundir import Run, RunDir, open_run
+from simhpc.rundir import Run, RunDir, frozen_text, open_run
 from simhpc.stages.method import resolve_attack
 from simhpc.store import image_set
 from simhpc.store.atomic import remove_leftovers, write_text
 from simhpc.store.checkpoint import file_sha256
-from simhpc.study import Model, Study, differences, dump_study, is_list_gone
+from simhpc.study import Model, Study, differences, is_list_gone
 from simhpc.zoo.registry import expected_top1_percent
 
 if TYPE_CHECKING:
     from simhpc.images import Source
-
-_HEADER = "# The frozen copy of the study that this run directory answers. Do not edit: make a new run instead.\n"
 
 
 def check(study: Study) -> Study:
@@ -79,12 +78,13 @@ def prepare(study: Study, root: Path, *, dry_run: bool = False) -> Run:
     else:
         images = _held_images(held, frozen, run_dir)
         shown = _Shown(images.classes, imagenet=frozen.shows_imagenet, leaves_images=True)
-    resolved = _resolve(study, shown, known, list_sha256=list_sha256)
+    checked = {student.sha256() for student in held.students}
+    resolved = _resolve(study, shown, known, list_sha256=list_sha256, checked=checked)
     if lines := differences(held, resolved):
         raise StudyError(
             "\n  ".join([f"{root} answers another study than the one given; differences:", *lines])
-            + "\nOnly models can be added to a run. Choose another --out for a changed study, or delete the folder if "
-            "nothing in it is wanted."
+            + "\nOnly models and students can be added to a run. Choose another --out for a changed study, or delete "
+            "the folder if nothing in it is wanted."
         )
     if not dry_run and not run_dir.image_list.exists():
         _write_list(images.ids, run_dir)
@@ -134,17 +134,46 @@ class _Shown:
 
 
 def _read_frozen(run_dir: RunDir) -> _Frozen:
+    if run_dir.frozen.exists() and not run_dir.frozen.is_file():
+        raise BadFileError(f"{run_dir.frozen} cannot be read: it is not a file")
     try:
-        return _Frozen(**json.loads(run_dir.frozen.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        stated = json.loads(run_dir.frozen.read_text(encoding="utf-8"))
+        # Files of before have none.
+        checksum = stated.pop("sha256", None)
+        found = _Frozen(**stated)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadFileError(f"{run_dir.frozen} cannot be read: {error}") from None
+    if checksum is not None and checksum != _checksum(found):
+        raise BadFileError(f"{run_dir.frozen} is damaged or was edited: put it back as it was")
+    return found
 
 
-def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha256: str | None) -> Study:
-    """Complete the image section, the attack, and every model that is not `known`.
+def _checksum(frozen: _Frozen) -> str:
+    return hashlib.sha256(json.dumps(asdict(frozen), sort_keys=True).encode()).hexdigest()
+
+
+def check_frozen(run: Run) -> str:
+    """Compare what stands beside the frozen study with its checksum; returns the identity of the image set.
+
+    Raises:
+        BadFileError: it is damaged, or is not there.
+    """
+    return _read_frozen(run.dir).images_sha256
+
+
+def _resolve(
+    study: Study,
+    shown: _Shown,
+    known: dict[str, Model],
+    *,
+    list_sha256: str | None,
+    checked: Collection[str] = (),
+) -> Study:
+    """Complete the image section, the attack, and every model that is not `known`; check the students.
 
     Args:
         known: resolved entries by key.
+        checked: identities of students that need no check.
     """
     attack, resolved = resolve_attack(study.attack), dict(known)
     new = [model for model in study.models if model.key not in known]
@@ -163,7 +192,15 @@ def _resolve(study: Study, shown: _Shown, known: dict[str, Model], *, list_sha25
         )
         for model in study.models
     )
-    return study.model_copy(update={"images": images, "attack": attack, "models": models})
+    complete = study.model_copy(update={"images": images, "attack": attack, "models": models})
+    students = [student for student in complete.students if student.sha256() not in checked]
+    if students:
+        from simhpc.zoo.distillation import check_student
+
+        for student in {student.distillation.name: student for student in students}.values():
+            check_student(student, len(shown.classes))
+        _check_training(study, [student.model for student in students], shown)
+    return complete
 
 
 def _is_known(held: Model, given_sha256: str | None, frozen: _Frozen) -> bool:
@@ -247,9 +284,9 @@ def _write_list(ids: list[str], run_dir: RunDir) -> None:
 
 
 def _freeze(study: Study, frozen: _Frozen, run_dir: RunDir) -> None:
-    write_text(run_dir.frozen, json.dumps(asdict(frozen), indent=1) + "\n")
+    write_text(run_dir.frozen, json.dumps({**asdict(frozen), "sha256": _checksum(frozen)}, indent=1) + "\n")
     # Last: with this file the folder is a run directory.
-    write_text(run_dir.study, _HEADER + dump_study(study))
+    write_text(run_dir.study, frozen_text(study))
 
 
 def _versions() -> dict[str, str]:

@@ -166,7 +166,7 @@ def _content(begun: Content, where: RunDir) -> Content:
 def _names(where: RunDir) -> list[str]:
     """Of the sections on analyses: those that `simhpc analyze` does, and whatever else lies there."""
     there = sorted(path.stem for path in where.analysis("").glob("*.json"))
-    known = [name for name in ABOUT if name in ANALYSES or name in there]
+    known = [name for name, about in ABOUT.items() if name in there or (name in ANALYSES and not about.is_optional)]
     return [*known, *(name for name in there if name not in ABOUT)]
 
 
@@ -185,11 +185,11 @@ def _analysis(name: str, where: RunDir, sha256: str) -> Analysis:
     try:
         result = _read_json(path)
     except FileNotFoundError:
-        return replace(nothing, absent=f"Not done, or not possible with what is known. The command: {about.makes}")
+        return replace(nothing, absent="Not done, or not possible with what is known. The command: simhpc analyze")
     except BadFileError:
         return replace(nothing, absent=_damaged(name))
     if result.get("similarity_sha256") != sha256:
-        return replace(nothing, absent=f"Out of date: of another matrix than this one. Made anew by: {about.makes}")
+        return replace(nothing, absent="Out of date: of another matrix than this one. Made anew by: simhpc analyze")
     svg, png = (_file(where.figure(f"{name}.{suffix}"), where.root) for suffix in ("svg", "png"))
     is_large = svg is not None and png is not None and png.n_bytes < svg.n_bytes > _MOST_SVG_BYTES
     files = [_file(where.analysis(file), where.root) for file in (f"{name}.csv", *about.files)]

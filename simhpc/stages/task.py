@@ -10,7 +10,7 @@ from typing import Any
 
 from simhpc.rundir import Run, open_run
 from simhpc.stages.progress import ProgressFile
-from simhpc.store.atomic import remove_leftovers
+from simhpc.store.atomic import never_writable_for_all, remove_leftovers
 
 Report = Callable[[int, int, str], None]
 """Called with (done, total, unit) as a task advances; first with what earlier attempts have left."""
@@ -56,6 +56,7 @@ def execute(run: Run, task: Task, progress: ProgressFile) -> dict[str, Any]:
     """Do one task in this process, unless it is done, and keep its progress file."""
     from simhpc.stages import stage_module
 
+    never_writable_for_all()
     # Before torch is imported: its thread pools are sized once.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(run.study.resources.threads_per_task)

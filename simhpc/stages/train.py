@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
@@ -24,7 +24,10 @@ from simhpc.store.step_log import StepLog
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from simhpc.zoo.training import Processes, States, Step, Trainer
+    from simhpc.images import Source
+    from simhpc.store.image_set import ImageSet
+    from simhpc.study import Model
+    from simhpc.zoo.training import LabelledImages, MakeTask, Processes, States, Step, Trainer
 
 STAGE = "train"
 _SAVING_SHARE = 0.02
@@ -60,9 +63,43 @@ def is_done(run: Run, task: Task) -> bool:
 
 
 def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
-    """Train one model and save it; go on from the last state that an earlier attempt saved.
+    """Train one model and save it; see `train`."""
+    model = run.study.model(task.model)
+    return train(run, model, _identity(run, model.key), report, seed_names=(model.key,))
+
+
+class Lesson(Protocol):
+    """What a training has besides labels: a teacher."""
+
+    def begin(
+        self, chosen: ImageSet, source: Source, positions: Sequence[int], processes: Processes
+    ) -> tuple[MakeTask, LabelledImages, dict[str, str]]:
+        """Load what is needed.
+
+        Returns:
+            The task, the training images as it wants them labelled, and what else decides how the training goes.
+        """
+        ...
+
+
+def train(
+    run: Run,
+    model: Model,
+    identity: dict[str, str],
+    report: Report,
+    *,
+    seed_names: Sequence[str | int],
+    lesson: Lesson | None = None,
+) -> dict[str, Any]:
+    """Train one network and save it; go on from the last state that an earlier attempt saved.
 
     Of several processes that train it together (`zoo.training.processes`) all call this, and the first alone writes.
+
+    Args:
+        model: its entry, with a recipe.
+        identity: what `is_done` compares.
+        seed_names: what the seed is derived from, besides the study's.
+        lesson: labels alone if there is none.
 
     Returns:
         `accuracy` on the image set (a fraction), `loss` of the last epoch (nats), `images` trained on; nothing in
@@ -83,7 +120,6 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     from simhpc.zoo.timm_import import timm
 
     device = set_up_torch(run.study)
-    model = run.study.model(task.model)
     settings = model.training
     assert settings is not None
     set_tf32(settings.precision == "tf32")
@@ -96,23 +132,28 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
         raise ImageSourceError(f"{where}: every image is in the image set too, none is left to train on")
     used = hashlib.sha256("\n".join(source.names[position] for position in positions).encode()).hexdigest()
     origin = {
-        **_identity(run, model.key),
+        **identity,
         "timm_name": model.timm_name,
         "training_images_sha256": used,
         "torch": str(torch.__version__),
         "timm": timm.__version__,
     }
-    states = training.States(
-        run.dir.training_states(model.key), hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
-    )
-    seed = derive_seed(run.study.seed, "train", model.key)
+    seed = derive_seed(run.study.seed, "train", *seed_names)
 
     with training.joined(device, int(os.environ.get(PROCESSES, "1"))) as processes:
+        kind: MakeTask | None = None
+        images: LabelledImages = source
+        if lesson is not None:
+            kind, images, more = lesson.begin(chosen, source, positions, processes)
+            origin |= more
+        states = training.States(
+            run.dir.training_states(model.key), hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        )
         training.seed_everything(derive_seed(seed, "initialisation"))
         network = build.untrained(model, chosen.num_classes, to_train=True).to(processes.device)
         trainer = training.Trainer(
             network,
-            source,
+            images,
             positions,
             settings,
             model.data,
@@ -121,6 +162,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             processes=processes,
             workers=run.study.resources.loader_workers,
             key=model.key,
+            kind=kind,
         )
         if begun := processes.of_first(states.last()):
             trainer.load(states.load(begun))
@@ -131,9 +173,9 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             return {}
         count, computed_on = processes.count, processes.device
 
-    images, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
+    shown, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
     target = Target(PixelClassifier(network, model.data).to(computed_on), computed_on)
-    pred, _ = predict(target, images, labels, run.study.resources.batch_size)
+    pred, _ = predict(target, shown, labels, run.study.resources.batch_size)
     accuracy = float((pred == labels).double().mean())
     checkpoint.save(
         run.dir.checkpoint(model.key),
@@ -149,14 +191,19 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(computed_on) if computed_on.type == "cuda" else "cpu",
         },
     )
-    discard_partial(run, task)
+    discard_states(run, model.key)
     return {"accuracy": accuracy, "loss": loss, "images": len(positions)}
 
 
 def discard_partial(run: Run, task: Task) -> None:
     """Delete the states that unfinished attempts have left."""
+    discard_states(run, task.model)
+
+
+def discard_states(run: Run, key: str) -> None:
+    """Delete the saved states of a training."""
     # Another copy of the task may be writing there still.
-    shutil.rmtree(run.dir.training_states(task.model), ignore_errors=True)
+    shutil.rmtree(run.dir.training_states(key), ignore_errors=True)
 
 
 def _train(run: Run, key: str, trainer: Trainer, processes: Processes, states: States, report: Report) -> float:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import BadFileError, ForeignFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.store import adversarial, checkpoint, image_set, predictions
 from simhpc.store.provenance import Provenance
@@ -19,7 +19,7 @@ def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> N
     """Compare what a file says of its making with what the run would make now.
 
     Raises:
-        BadFileError: another model, study, image set, or weights that have been replaced since.
+        ForeignFileError: another model, study, image set, or weights that have been replaced since.
     """
     checks = [
         ("model", found.model, model.key),
@@ -34,7 +34,9 @@ def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> N
         checks.append(("weights_sha256", found.weights_sha256, metadata["weights_sha256"]))
     for name, have, want in checks:
         if have != want:
-            raise BadFileError(f"{path}: {name} is {have}, this run's is {want}: a file of another run, or out of date")
+            raise ForeignFileError(
+                f"{path}: {name} is {have}, this run's is {want}: a file of another run, or out of date"
+            )
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,11 @@ def _no_room(path: Path, reason: str) -> NoSpaceError:
     )
 
 
+def never_writable_for_all() -> None:
+    """From now on this process, and those that it starts, make no file that everybody may write, whatever the umask."""
+    os.umask(os.umask(0o077) | 0o002)
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside `path` for what is to be renamed to it, which nobody else has; it says whose it is.
 
@@ -90,12 +95,18 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         # Not there yet, or not ours to clean.
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if _MARK in entry.name and _is_left_over(entry):
+                if is_temporary(entry.name) and is_left_over(Path(entry.path)):
                     Path(entry.path).unlink(missing_ok=True)
 
 
-def _is_left_over(entry: os.DirEntry[str]) -> bool:
-    owner = entry.name.rpartition(_MARK)[2]
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is, or was, to be renamed to another."""
+    return _MARK in name
+
+
+def is_left_over(temporary: Path) -> bool:
+    """Whether nobody will rename it any more, as far as can be told from here: see `remove_leftovers`."""
+    owner = temporary.name.rpartition(_MARK)[2]
     host, *numbers = owner.rsplit(".", 3)
     if host == socket.gethostname() and len(numbers) == 3 and numbers[0] == _namespace() and numbers[1].isdigit():
         try:
@@ -107,7 +118,7 @@ def _is_left_over(entry: os.DirEntry[str]) -> bool:
         else:
             return False
     try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_S
+        return time.time() - temporary.lstat().st_mtime > _OLD_S
     except FileNotFoundError:
         return False
 

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import BadFileError, ForeignFileError, MissingInputError
 from simhpc.store import hdf5
 from simhpc.store.atomic import replacing
 from simhpc.store.filecache import cached_by_file
@@ -31,6 +31,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
         "container": hdf5.container(),
         **metadata,
     }
+    header["metadata_sha256"] = _metadata_sha256(header)
     with replacing(path, verify=_verify) as temporary:
         save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
         _sort_header(temporary)
@@ -46,13 +47,21 @@ def metadata_of(path: Path) -> dict[str, str]:
     """
     if not path.exists():
         raise MissingInputError(f"{path} does not exist")
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise ForeignFileError(f"{path} is not a file: move it away and run again")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except PermissionError as error:
+        raise ForeignFileError(f"{path} cannot be read: {error}") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise BadFileError(f"{path} cannot be read as safetensors, it may be truncated or damaged: {error}") from None
     if metadata.get("simhpc_format") != KIND or metadata.get("simhpc_format_version") != VERSION:
-        raise BadFileError(f"{path} was not written by simhpc's train stage (format version {VERSION})")
+        raise ForeignFileError(f"{path} was not written by simhpc's train stage (format version {VERSION})")
+    # Files of before have none.
+    stated = metadata.get("metadata_sha256")
+    if "weights_sha256" not in metadata or (stated is not None and stated != _metadata_sha256(metadata)):
+        raise BadFileError(f"{path}: what it says of itself is damaged or was edited: delete it and train again")
     return dict(metadata)
 
 
@@ -68,9 +77,31 @@ def _sort_header(path: Path) -> None:
         file.write(text)
 
 
+def check_content(path: Path) -> None:
+    """Read all weights and compare them with the file's checksum.
+
+    Raises:
+        MissingInputError, BadFileError: see `metadata_of`; or they do not match, or are not finite.
+    """
+    stated = metadata_of(path)["weights_sha256"]
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{path} cannot be read as safetensors, it may be damaged: {error}") from None
+    if weights_sha256(found) != stated:
+        raise BadFileError(f"{path}: the weights do not match their checksum: delete it and train again")
+    if broken := [name for name, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
+        raise BadFileError(f"{path}: {broken[0]} is not finite: delete it and train again")
+
+
 def _verify(path: Path) -> None:
     if weights_sha256(load_file(path)) != metadata_of(path)["weights_sha256"]:
         raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
+
+
+def _metadata_sha256(metadata: Mapping[str, str]) -> str:
+    stated = {name: value for name, value in metadata.items() if name != "metadata_sha256"}
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(weights: Mapping[str, Array]) -> str:

@@ -1,8 +1,8 @@
 """What all HDF5 files of a run share: how they say what they are, and how that is checked.
 
 Root attributes `format`, `format_version`, `created_by`, `container` and `content_sha256` stand in every file. Each
-dataset carries its own `sha256` and, through HDF5's Fletcher-32 filter, a checksum per chunk, so that a
-flipped bit is an error and never a number. No filter needs a plugin.
+dataset carries its own `sha256` and, through HDF5's Fletcher-32 filter, a checksum per chunk; all other bytes are
+covered by the file's seal (`seal`), so that a flipped bit is an error and never a number. No filter needs a plugin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simhpc import __version__
-from simhpc.errors import BadFileError, MissingInputError, SimhpcError
+from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, SimhpcError
+from simhpc.store import seal
 from simhpc.store.atomic import check_room, replacing
 
 Array = NDArray[Any]
@@ -55,16 +56,18 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
     # After a failed write HDF5 tries again as it closes the file, and the process dies of it.
     check_room(path, sum(stored_bytes(array.shape, array.itemsize) for array in datasets.values()) + _HEADERS_BYTES)
     verify = functools.partial(_verify, kind=kind, version=version)
-    with replacing(path, verify=verify) as temporary, h5py.File(temporary, "w", locking=False) as file:
-        hashes = {name: _write_dataset(file, name, array) for name, array in datasets.items()}
-        file.attrs.update(attributes)
-        file.attrs.update(
-            format=kind,
-            format_version=version,
-            created_by=f"simhpc {__version__}",
-            container=container(),
-            content_sha256=combined_sha256(hashes),
-        )
+    with replacing(path, verify=verify) as temporary:
+        with h5py.File(temporary, "w", locking=False, userblock_size=seal.BLOCK_BYTES) as file:
+            hashes = {name: _write_dataset(file, name, array) for name, array in datasets.items()}
+            file.attrs.update(attributes)
+            file.attrs.update(
+                format=kind,
+                format_version=version,
+                created_by=f"simhpc {__version__}",
+                container=container(),
+                content_sha256=combined_sha256(hashes),
+            )
+        seal.seal(temporary, _checked_by_hdf5(temporary))
 
 
 @contextlib.contextmanager
@@ -75,18 +78,25 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
 
     Raises:
         MissingInputError: there is no such file.
-        BadFileError: not HDF5, truncated, another format or version; or, while it is open, a dataset is
-            absent or does not match its checksum.
+        ForeignFileError: no file, not to be read, or of another format or version.
+        BadFileError: not HDF5, truncated, not what its seal says; or, while it is open, a dataset is absent or does not
+            match its checksum.
     """
     if not path.exists():
         raise MissingInputError(f"{path} does not exist")
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise ForeignFileError(f"{path} is not a file: move it away and run again")
     try:
+        seal.check(path)
         with h5py.File(path, "r", locking=False) as file:
             _check_header(path, file, kind, version)
             yield file
+    except SimhpcError:
+        raise
     except PermissionError as error:
-        raise BadFileError(f"{path} cannot be read: {error}") from None
-    except (OSError, RuntimeError, KeyError, UnicodeError) as error:  # h5py raises each of them on damage
+        raise ForeignFileError(f"{path} cannot be read: {error}") from None
+    # On damage h5py raises nearly anything: OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError.
+    except Exception as error:
         _raise_if_whole(path, error)
         raise BadFileError(
             f"{path} cannot be read as HDF5, it may be truncated or damaged ({error}): delete it and run again"
@@ -163,7 +173,7 @@ def read_rows(
     """
     found = dataset(path, file, name, dtype=dtype, shape=shape)
     if any(not 0 <= position < len(found) for position in positions):
-        raise BadFileError(f"{path}: {name!r} has {len(found)} rows, and row {max(positions)} was asked for")
+        raise BadFileError(f"{path}: {name!r} has {len(found)} rows, and other ones were asked for")
     # One by one: h5py is very slow with a list of positions.
     rows = [found[position] for position in positions]
     return np.stack(rows) if rows else np.empty((0, *found.shape[1:]), dtype=found.dtype)
@@ -212,6 +222,19 @@ def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
     return (min(shape[0], max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])
 
 
+def _checked_by_hdf5(path: Path) -> list[seal.Extent]:
+    """The chunks whose bytes have a Fletcher-32 checksum."""
+    found: list[seal.Extent] = []
+
+    def note(_: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.fletcher32:
+            item.id.chunk_iter(lambda chunk: found.append((chunk.byte_offset, chunk.size)))
+
+    with h5py.File(path, "r", locking=False) as file:
+        file.visititems(note)
+    return found
+
+
 def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
     is_text = array.dtype.kind in "OU"
     chunks = _chunks(array.shape, array.itemsize)
@@ -249,22 +272,40 @@ def _sha256_in_file(stored: h5py.Dataset) -> str:
 def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
     found = file.attrs.get("format", "no format attribute")
     if found != kind:
-        raise BadFileError(f"{path} is not a {kind} file: its format is {found!r}")
+        raise ForeignFileError(f"{path} is not a {kind} file: its format is {found!r}")
     found_version = file.attrs.get("format_version", 0)
     if found_version != version:
-        raise BadFileError(
+        raise ForeignFileError(
             f"{path}: {kind} version {found_version}; this simhpc ({__version__}) reads version {version}"
         )
 
 
-def _verify(path: Path, *, kind: str, version: int) -> None:
+def check_content(path: Path, *, kind: str, version: int) -> None:
+    """Read every dataset and compare it with its checksum, and all of them with the file's.
+
+    Raises:
+        MissingInputError, BadFileError: see `opened`.
+    """
     with opened(path, kind=kind, version=version) as file:
         hashes: dict[str, str] = {}
 
         def check(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 hashes[name] = _sha256_in_file(item)
+                if hashes[name] != item.attrs.get("sha256"):
+                    raise BadFileError(
+                        f"{path}: the data of {name!r} do not match their checksum: delete it and run again"
+                    )
 
         file.visititems(check)
-        if combined_sha256(hashes) != file.attrs["content_sha256"]:
-            raise BadFileError(f"{path}: what was read back is not what was written; is the disk failing or full?")
+        if combined_sha256(hashes) != file.attrs.get("content_sha256"):
+            raise BadFileError(f"{path}: its datasets are not those that were written: delete it and run again")
+
+
+def _verify(path: Path, *, kind: str, version: int) -> None:
+    try:
+        check_content(path, kind=kind, version=version)
+    except BadFileError as error:
+        raise BadFileError(
+            f"{error} (this was read back right after it was written: is the disk failing or full?)"
+        ) from None

@@ -86,6 +86,15 @@ def load(path: Path) -> ImageSet:
         )
 
 
+def load_span(path: Path, first: int, last: int) -> NDArray[np.uint8]:
+    """Images `first` to `last`, exclusive: uint8 (last - first, 3, S, S); only their chunks' checksums are checked."""
+    with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+        found: NDArray[np.uint8] = hdf5.dataset(path, file, "images", dtype="uint8", shape=(None, 3, None, None))[
+            first:last
+        ]
+        return found
+
+
 def load_some(path: Path, positions: Sequence[int]) -> ImageSet:
     """The set with some of its images only: `images`, `labels`, `ids` and `content_ids` are theirs, in this order.
 
@@ -120,6 +129,13 @@ def identity(path: Path) -> str:
     """The set's SHA-256, without reading the images."""
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         return _identity(file)
+
+
+def identity_of(chosen: ImageSet) -> str:
+    """The same of a set in memory."""
+    texts = np.array(chosen.ids, dtype=object)
+    arrays = {"ids": texts, "images": chosen.images, "labels": chosen.labels}
+    return hdf5.combined_sha256({name: hdf5.sha256_of(array) for name, array in arrays.items()})
 
 
 def _identity(file: hdf5.File) -> str:

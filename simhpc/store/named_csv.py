@@ -47,15 +47,9 @@ class NamedTable:
     columns: list[str]
     rows: dict[str, list[str]]
 
-    def of(self, names: Sequence[str], path: Path) -> list[list[str]]:
-        """The rows of these models, in this order.
-
-        Raises:
-            AnalysisError: some have none; names them, with the nearest that there are.
-        """
-        if missing := [name for name in names if name not in self.rows]:
-            raise AnalysisError(f"{path} has no row for {_listed(missing, self.rows)}")
-        return [self.rows[name] for name in names]
+    def lacks(self, names: Sequence[str]) -> str:
+        """Those of the models that have no row, with the nearest that there are; empty if all have one."""
+        return _listed([name for name in names if name not in self.rows], self.rows)
 
 
 def read_matrix(path: Path) -> NamedMatrix:
@@ -113,6 +107,8 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     if len(lines) < 2:
         raise AnalysisError(f"{path} is empty" if not lines else f"{path} has a header and no rows")
     (_, header), *numbered = lines
+    if len(header) == 1 and (separator := next((each for each in ";\t|" if each in header[0]), None)):
+        raise AnalysisError(f"{path} has one column only: its cells are separated by {separator!r}, not by commas")
     for number, row in numbered:
         if len(row) != len(header):
             raise AnalysisError(f"{path}: line {number} has {len(row)} cells, the header has {len(header)}")

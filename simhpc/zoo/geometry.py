@@ -46,6 +46,11 @@ def resize_to_input(pixels: Tensor, data: DataConfig) -> Tensor:
     return _resize(pixels, side, data).mul_(255.0).round_().div_(255.0)
 
 
+def scaled_to_input(pixels: Tensor, data: DataConfig) -> Tensor:
+    """Float pixels (B, 3, H, H) in [0, 1] at a model's input size: the whole image, not cropped, not rounded."""
+    return _resize(pixels, _input_size(data), data)
+
+
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
     """8-bit images as float32 pixels in [0, 1], same shape."""
     return torch.from_numpy(images).to(torch.float32).div_(255.0)

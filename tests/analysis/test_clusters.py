@@ -219,3 +219,10 @@ def test_words_of_a_single_cluster_set_nothing_apart():
     (word,) = c.distinctive(np.array([1, 1]), [["CNN"], ["CNN"]], ["Base"])
     assert (word.share, word.tf_idf) == (1.0, 0.0)
     assert np.isnan(word.share_elsewhere)
+
+
+def test_fewer_different_models_than_clusters_is_no_warning(recwarn):
+    group = np.repeat([0, 1], 3)
+    found = c.clusters(np.where(group[:, None] == group, 4.0, 0.0), replace(FEW, k=4, runs=3))
+    assert not recwarn.list
+    assert found.stability.min() < 0.5

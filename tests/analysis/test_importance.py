@@ -281,3 +281,16 @@ def test_the_same_seed_gives_the_same_numbers():
     np.testing.assert_array_equal(one.held_out_mean, two.held_out_mean)
     np.testing.assert_array_equal(one.ci_low, two.ci_low)
     assert not np.array_equal(one.ci_low, other.ci_low)
+
+
+def test_models_without_known_pairs_take_no_part_in_holding_out():
+    """Five models of twenty-five, all of whose pairs have the first one: dealt with the others, no fold was of use."""
+    values = drawn_values(25)
+    matrix = np.full((25, 25), np.nan)
+    star = [0, 5, 9, 14, 20]
+    for k, other in enumerate(star[1:]):
+        matrix[0, other] = matrix[other, 0] = 2.0 + k
+    for seed in range(8):
+        found = imp.importance(matrix, values, COLUMNS, replace(FAST, seed=seed, resamples=20, repeats=2))
+        assert found.folds >= 1
+        assert np.isfinite(found.r2_held_out)

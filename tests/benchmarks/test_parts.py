@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, precision, scaling, storage
+from benchmarks import evaluation, precision, scaling, storage, training
 from benchmarks.__main__ import main
 from benchmarks.measures import OURS, Measure, Part
 from benchmarks.options import Options
 from simhpc.store import similarity
+from simhpc.study import Training
 
 OPTIONS = Options(
     device=torch.device("cpu"),
@@ -94,3 +95,17 @@ def test_a_zoo_is_attacked_in_every_precision(tmp_path):
     assert part.facts["models"] == 2
     assert part.facts["bfloat16: largest difference of SAT"] >= 0
     assert len(part.checks) == 1
+
+
+def test_timms_own_loop_and_ours_train_alike(tmp_path):
+    """Without what is random, one step of each is the same step."""
+    folder = training._write_images(tmp_path / "images", 8)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 4))
+    recipe = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "hflip_prob": 0.0, "warmup_epochs": 0.0, "epochs": 1}
+    given = Training(batch_size=8, **recipe)
+    losses = [loop(network, folder, given, OPTIONS.device) for loop in (training.ours, training.theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    part = training.measure(OPTIONS, tmp_path)
+    assert {measure.name for measure in part.measures} == {"training_throughput"}
+    assert all(set(measure.values) == {OURS, training.TIMM} for measure in part.measures)

@@ -108,7 +108,7 @@ def cell_centre(page, row, column):
         "([row, column]) => { const box = document.getElementById('matrix-box');"
         " const middle = (place) => place * document.getElementById('canvas').offsetWidth - box.clientHeight / 2;"
         " box.scrollTop = middle(row); box.scrollLeft = middle(column);"
-        " box.scrollIntoView({block: 'center', behavior: 'instant'}) }",
+        " box.scrollIntoView({block: 'center'}) }",
         [(order.index(name) + 0.5) / len(order) for name in (row, column)],
     )
     box = page.locator("#canvas").bounding_box()
@@ -298,7 +298,7 @@ def test_tables_are_downloaded_as_they_are(opened, run):
 
 
 def test_everything_that_answers_is_reached_by_tab_and_has_a_name(opened, run):
-    page = opened(run, reduced_motion="reduce")
+    page = opened(run)
     wanted = page.evaluate(
         "[...document.querySelectorAll('a[href], select, input, summary, [tabindex=\"0\"]')]"
         ".filter(e => e.checkVisibility()).length"
@@ -403,8 +403,8 @@ def test_a_dark_screen_gets_a_dark_page(opened, run):
     assert brightness(text) > 600
 
 
-def test_nothing_moves_where_that_is_not_wanted(opened, run):
-    page = opened(run, reduced_motion="reduce")
+def test_nothing_moves_by_itself(opened, run):
+    page = opened(run)
     assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
     assert page.evaluate("document.getAnimations().length") == 0
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from damage import edit_study
 
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
@@ -74,11 +75,8 @@ def test_json_options_and_folder(simhpc, given):
 
 
 def test_the_study_says_how_and_options_come_before_it(simhpc, copied):
-    text = copied.dir.study.read_text()
-    assert "[analysis]" in text
-    copied.dir.study.write_text(
-        text.replace('encoding = "same-different"\n', 'encoding = "value-pairs"\nclusters = 2\n')
-    )
+    assert "[analysis]" in copied.dir.study.read_text()
+    edit_study(copied, 'encoding = "same-different"\n', 'encoding = "value-pairs"\nclusters = 2\n')
     summary = json.loads(simhpc("analyze", copied.dir.root, "--json")[1])
     assert summary["clusters"]["chosen_by"] == "given"
     assert summary["importance"]["settings"]["encoding"] == "value-pairs"
@@ -104,6 +102,22 @@ def test_what_could_not_be_done_is_exit_code_1(simhpc, tmp_path):
     assert "Traceback" not in out + err
 
 
+def test_a_table_of_other_models_is_exit_code_1_and_the_rest_is_done(simhpc, given):
+    text = (given / "table.csv").read_text()
+    (given / "short.csv").write_text("".join(line for line in text.splitlines(True) if not line.startswith("model-3")))
+    (given / "others.csv").write_text(text.replace("model-", "network_"))
+    for name, is_done in (("short", True), ("others", False)):
+        out_dir = given / name
+        code, out, err = simhpc(
+            "analyze", "--similarity", given / "matrix.csv", "--components", given / f"{name}.csv", "--out", out_dir
+        )
+        assert code == 1
+        assert f"{name}.csv has no row for 'model-" in err
+        assert "clusters:   3 by the silhouette" in out
+        assert (out_dir / "analysis" / "importance.csv").exists() == is_done
+        assert ("importance: not done" in out) != is_done
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,12 +131,13 @@ def test_what_could_not_be_done_is_exit_code_1(simhpc, tmp_path):
         ),
         (["--similarity", "matrix.csv", "--clusters", "1"], "--clusters must be"),
         (["--similarity", "matrix.csv", "--clusters", "12"], "12 models can be put in 2 to 11 clusters"),
-        (["--similarity", "matrix.csv", "--components", "short.csv"], "no row for 'model-1'"),
+        (["--similarity", "matrix.csv", "--against", "RUN"], "--against compares two run directories"),
+        (["--similarity", "matrix.csv", "--components", "broken.csv"], "line 2 has 1 cells, the header has 2"),
         (["--similarity", "table.csv"], "do not have the same names"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_nothing_is_written(simhpc, given, monkeypatch, arguments, message):
-    (given / "short.csv").write_text("name,Base\nmodel-0,CNN\n")
+    (given / "broken.csv").write_text("name,Base\nmodel-0\n")
     monkeypatch.chdir(given)
     before = set(given.rglob("*"))
     code, out, err = simhpc("analyze", *arguments)

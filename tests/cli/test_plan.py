@@ -68,7 +68,7 @@ def test_a_profile_is_checked(simhpc, study_file, tmp_path):
     assert code == 0
     assert {stage["at_once"] for stage in found["stages"]} == {3}
     lines = "\n".join(found["warnings"])
-    assert "train.timeout_min = 1 is less than cnn, vit take(s): requeued until done" in lines
+    assert "train.timeout_min = 1 is too short for cnn: a single step takes longer" in lines
     assert "attack.mem_gb = 0.25 is less than cnn, vit need(s)" in lines
     code, out, err = simhpc("plan", study_file, "--profile", profile, "--tflops", "1e-5")
     assert "warning: " in err

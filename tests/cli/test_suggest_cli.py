@@ -12,12 +12,30 @@ def test_what_is_printed(simhpc, finished):
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("2 of 3 models; accuracy on 70 images")
-    names = ("greedy (suggested)", "the most accurate", "the least similar", "best single model")
+    names = ("greedy", "the most accurate", "the least similar", "best single model")
     for line, name in zip(lines[1:5], names, strict=True):
         assert line.startswith(name)
         assert "%" in line
     assert lines[5].startswith("greedy gains ")
-    assert lines[5].endswith(" points on the most accurate")
+    assert " points on the most accurate" in lines[5]
+
+
+def test_a_rule_that_does_better_is_recommended(capsys):
+    from simhpc.cli.suggest_ensemble import _show
+
+    def choice(rule, gain, low, high):
+        return {
+            "rule": rule, "members": ["a", "b"], "halves": [["a", "b"], ["a", "c"]], "accuracy": 0.5, "ci_low": 0.4,
+            "ci_high": 0.6, "gain": gain, "gain_ci_low": low, "gain_ci_high": high,
+        }  # fmt: skip
+
+    choices = [choice("greedy", 0.0, 0.0, 0.0), choice("most_accurate", -0.02, -0.03, -0.01),
+               choice("least_similar", -0.02, -0.03, 0.01)]  # fmt: skip
+    _show({"size": 2, "n_images": 9, "candidates": ["a", "b", "c"], "choices": choices, "notes": []})
+    lines = capsys.readouterr().out.splitlines()
+    assert "greedy gains -2.0 [-3.0, -1.0] points on the most accurate; take these instead" in lines
+    assert "greedy gains -2.0 [-3.0, +1.0] points on the least similar" in lines
+    assert lines[-1] == "the halves of the images chose differently: a, b and a, c"
 
 
 def test_json_and_options(simhpc, finished):

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from simhpc.cluster.status import RunStatus, TaskStatus
-from simhpc.stages import STAGES
+from simhpc.stages import ALL_STAGES
 
 PROGRAMS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
 
@@ -87,7 +87,7 @@ def squeue_line(job: str, state: str, status: str = "0", reason: str = "None", n
 def status(**states: str) -> RunStatus:
     """A run whose tasks are in these states: `train="a:done b:queued"`. A queued task of stage S is in job S."""
     tasks = []
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         for word in states.get(stage, "").split():
             model, _, state = word.partition(":")
             jobs = (f"{stage}_0",) if state in ("queued", "running") else ()

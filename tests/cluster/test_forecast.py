@@ -94,7 +94,8 @@ def test_a_long_attack_is_requeued():
 @pytest.mark.parametrize(
     ("stage", "why"),
     [
-        ("train", "begins again"),
+        ("train", "a single step takes longer"),
+        ("distill", "a single step takes longer"),
         ("attack", "a single batch takes longer"),
         ("evaluate", "a single source takes longer"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cluster.fakes import status
 
@@ -130,3 +132,34 @@ def test_long_arrays_are_split(n, most, sizes):
         assert sum(batch.at_once for batch in found[stage]) <= max(5, len(sizes))
     assert [batch.after_same for batch in found["attack"]] == [batch.id for batch in found["train"]]
     assert all(len(batch.after_batches) == len(sizes) for batch in found["evaluate"])
+
+
+def with_teachers(found, **teachers):
+    tasks = [replace(task, teacher=teachers[task.model]) if task.stage == "distill" else task for task in found.tasks]
+    return replace(found, tasks=tuple(tasks))
+
+
+def test_a_student_waits_for_the_training_of_its_teacher_alone():
+    found = status(train="a:todo b:queued c:done", distill="s1:todo s2:todo s3:todo s4:todo")
+    found = with_teachers(found, s1="a", s2="a", s3="b", s4="c")
+    by_stage = batches(found, ["train", "distill"])
+    (train,) = by_stage["train"]
+    assert [(batch.models, batch.after_batches, batch.after_jobs) for batch in by_stage["distill"]] == [
+        (("s1", "s2"), (train.id,), ()),
+        (("s3",), (), ("train",)),
+        (("s4",), (), ()),
+    ]
+
+
+def test_one_student_for_each_teacher_waits_for_its_own():
+    found = with_teachers(status(train="a:todo b:todo", distill="s1:todo s2:todo"), s1="b", s2="a")
+    by_stage = batches(found, ["train", "distill"])
+    (students,) = by_stage["distill"]
+    assert (students.models, students.after_same) == (("s2", "s1"), by_stage["train"][0].id)
+
+
+def test_a_student_whose_teacher_is_not_coming_is_blocked():
+    found = with_teachers(status(train="a:failed b:done", distill="s1:todo s2:todo"), s1="a", s2="b")
+    (plan,) = planning.plan(found, ["distill"], PROFILE, profile_name="p")
+    assert plan.blocked == ("s1",)
+    assert plan.batches[0].models == ("s2",)

@@ -55,6 +55,13 @@ def test_stages_inherit_key_by_key():
         ({"attack": {"sbatch": {"comment": "two\nlines"}}}, "attack.sbatch: comment: one line of text"),
         ({"attack": {"gres": "gpu:1", "gpus_per_node": 1}}, "not both"),
         ({"attack": {"timeout_min": 1, "signal_delay_s": 60}}, "as it starts"),
+        (
+            {"defaults": {"tasks_per_node": 2}},
+            "attack cannot use more than one process: nodes and tasks_per",
+        ),
+        ({"evaluate": {"nodes": 2}}, "evaluate cannot use more than one process"),
+        ({"train": {"tasks_per_node": 4, "gpus_per_node": 2}}, "4 processes cannot share gpus_per_node = 2"),
+        ({"train": {"sbatch": {"ntasks-per-node": 4}}}, "the profile's own key for it is tasks_per_node"),
         ({"attack": 3}, "attack"),
         ({"defaults": 3}, "defaults: must be a table"),
         ({"retry": {"oom_memory_factor": 0.5}}, "retry.oom_memory_factor"),

@@ -20,7 +20,7 @@ from submitit.core.utils import JobPaths
 from tiny import MODELS, tiny, write_study
 
 from simhpc.cluster import container, control, ledger, planning, submit
-from simhpc.cluster.profile import Container, parse_profile
+from simhpc.cluster.profile import Container, load_profile, parse_profile
 from simhpc.cluster.status import Monitor, RunStatus, TaskStatus
 from simhpc.errors import BadFileError, ContainerError, SchedulerError, SchedulerUnavailableError, SimhpcError
 from simhpc.stages import STAGES
@@ -57,6 +57,32 @@ def test_the_batch_script_says_what_the_profile_says(make_study, tmp_path):
     assert "wckey" not in script  # submitit's own is one that a site may not know
     assert script.index("module load x") < script.index("srun ")
     assert 'scontrol requeue "$SLURM_JOB_ID"' in script
+
+
+def test_a_training_of_several_processes(slurm, make_study, tmp_path):
+    run = prepare(make_study(("cnn", "vit")), tmp_path / "run")
+    wanted = {"nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 3}
+    profile = parse_profile({"train": wanted}, where="p")
+    plans = planning.plan(Monitor(run).look(), STAGES, profile, profile_name="p.toml")
+    script = submit.script(run.dir, plans[0].batches[0])
+    for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=3"):
+        assert f"#SBATCH {line}\n" in script
+    assert "--nodes=1\n" in submit.script(run.dir, plans[1].batches[0])
+    submit.check_shares(run, STAGES, profile, "p.toml")
+    assert [arguments[-1] for of_stage in plans[:2] for arguments in submit._arguments(run, of_stage.batches[0])] == [
+        8, 8, 1, 1,
+    ]  # fmt: skip
+
+
+def test_processes_that_cannot_share_a_step_are_refused(simhpc, slurm, make_study, tmp_path):
+    run = prepare(make_study(("cnn",), training={"batch_size": 36}), tmp_path / "run")
+    profile = tmp_path / "p.toml"
+    profile.write_text("[train]\nnodes = 4\ntasks_per_node = 2\n")
+    code, _, err = simhpc("submit", "all", tmp_path / "study.toml", "--profile", profile, "--out", run.dir.root)
+    assert code == 2
+    assert "8 processes (nodes x tasks_per_node) cannot share the 36 images of a step of model 'cnn'" in err
+    assert "a multiple of 8" in err
+    submit.check_shares(run, ("attack",), load_profile(profile), "p.toml")
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,32 @@ def test_quickstart_resolves(imagenet):
     assert len(resolved.models) == 6
     assert fits(resolved)
     assert all(70 < model.expected_top1_percent < 80 for model in resolved.models)
+
+
+def test_distill25_resolves_and_so_do_its_students(imagenet):
+    keys = {"deit_tiny_patch16_224", "nf_regnet_b1", "visformer_small", "resmlp_24_224"}
+    given = study("distill25.toml", imagenet, keys)
+    (distillation,) = given.distillations
+    training = distillation.training.model_copy(update={"images": f"folder:{imagenet}"})
+    teachers = tuple(key for key in distillation.teachers if key in keys)
+    changed = distillation.model_copy(update={"training": training, "teachers": teachers})
+    resolved = check(given.model_copy(update={"distillations": (changed,)}))
+    assert fits(resolved)
+    assert {student.teacher for student in resolved.students} == keys - {"deit_tiny_patch16_224"}
+    recipe = resolved.students[0].model.training
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.mixup_alpha) == (300, 1024, 1e-3, 0.8)
+    assert resolved.students[0].model.data == resolved.model("deit_tiny_patch16_224").data
+
+
+def test_strategies_resolve(imagenet):
+    keys = {"resnet50-1", "resnet50-batch-half", "deit_small-rsb", "deit_small-fb", "resnet50-tv"}
+    given = study("strategies.toml", imagenet, keys)
+    models = tuple(
+        model.model_copy(update={"training": model.training.model_copy(update={"images": f"folder:{imagenet}"})})
+        if model.training
+        else model
+        for model in given.models
+    )
+    resolved = check(given.model_copy(update={"models": models}))
+    assert len(resolved.models) == 5
+    assert fits(resolved)

@@ -8,6 +8,8 @@ import hashlib
 import itertools
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,13 @@ def test_text_has_the_contrast_of_wcag_aa_in_both_colour_schemes(small):
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
         assert contrast(colours["text"], colours["found"]) >= 4.5
         assert contrast(colours["focus"], colours["background"]) >= 3
+
+
+def test_every_part_of_the_page_is_packaged():
+    """An installed simhpc has no source tree to find them in."""
+    root = Path(document.__file__).parents[2]
+    with (root.parent / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["simhpc"]
+    parts = {path for path in Path(document.__file__).parent.iterdir() if path.suffix in (".jinja", ".css", ".js")}
+    assert len(parts) == 3
+    assert parts <= {path for pattern in patterns for path in root.glob(pattern)}

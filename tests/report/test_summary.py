@@ -43,6 +43,19 @@ def test_tables_have_every_column_that_a_row_has():
     ]
 
 
+def test_rows_inside_rows_are_a_table_of_their_own():
+    result = {
+        "distillations": [
+            {"name": "one", "n": 3, "gains": [{"kind": "x", "gain": 0.5}, {"kind": "y", "gain": None}]},
+            {"name": "two", "n": 4, "gains": [{"kind": "x", "gain": 0.25}]},
+        ]
+    }
+    assert summary.tables(result, {}) == [
+        Table("distillations", ["name", "n"], [["one", "3"], ["two", "4"]]),
+        Table("gains", ["name", "kind", "gain"], [["one", "x", "0.5"], ["one", "y", "unknown"], ["two", "x", "0.25"]]),
+    ]
+
+
 def test_lists_in_tables_are_whole():
     (table,) = summary.tables({"clusters": [{"models": [f"m{k}" for k in range(20)]}]}, {})
     assert table.rows == [[", ".join(f"m{k}" for k in range(20))]]

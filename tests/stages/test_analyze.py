@@ -22,10 +22,6 @@ OF_ALL = ("importance", "clusters", "strategies")
 TABLES = {f"{name}.{suffix}" for name in OF_ALL for suffix in ("csv", "json")} | {"coassignment.csv"}
 FIGURES = {f"{name}.{suffix}" for name in OF_ALL for suffix in ("svg", "png")}
 NOTHING_TO_COMPARE = "strategies: all pairs differ in architecture: there is nothing to compare them with"
-NEED_A_RUN = [
-    f"{name}: not done, because it needs the predictions of a run, not only its matrix"
-    for name in ("ensembles", "measures", "representations")
-]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +49,11 @@ def analyzed(inputs, root, **settings):
     return summary, begun
 
 
+def without_a_run(notes):
+    """The notes but for those of what is not done without the predictions of a run."""
+    return [note for note in notes if "needs the predictions of a run" not in note]
+
+
 def files(root, folder):
     return {path.name for path in (root / folder).glob("*")}
 
@@ -64,7 +65,7 @@ def test_everything_is_written_and_listed(tmp_path):
     assert files(tmp_path, "figures") == FIGURES
     assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | {"cluster_components.csv"} | FIGURES
     assert summary["problems"] == []
-    assert summary["notes"] == [NOTHING_TO_COMPARE, *NEED_A_RUN]
+    assert without_a_run(summary["notes"]) == [NOTHING_TO_COMPARE]
     assert summary["importance"]["ranking"][0] == "Base"
     assert summary["clusters"]["n_clusters"] == 3
     for each in summary["clusters"]["clusters"]:
@@ -115,11 +116,10 @@ def test_without_components_only_what_needs_none(tmp_path):
     assert begun == ["clusters", "strategies"]
     assert files(tmp_path / "none", "analysis") == TABLES - {"importance.csv", "importance.json"}
     assert summary["problems"] == []
-    assert summary["notes"] == [
+    assert without_a_run(summary["notes"]) == [
         "importance: not done, because it needs components of the models (--components)",
         "clusters: which components set them apart is not known without components of the models (--components)",
         NOTHING_TO_COMPARE,
-        *NEED_A_RUN,
     ]
     # A table of an earlier time would belong to other clusters.
     analyzed(inputs, tmp_path)
@@ -197,8 +197,14 @@ def test_only_models_that_the_file_lacks_are_read(copied: Run, monkeypatch):
     analysis_inputs.inputs_of_run(copied, copied.dir)
     assert read[3:] == ["vit"]
     cache.write_text("name,Base\ncnn,CNN\n")
-    with pytest.raises(AnalysisError, match="lacks 'convnext' and has other columns"):
-        analysis_inputs.inputs_of_run(copied, copied.dir)
+    inputs = analysis_inputs.inputs_of_run(copied, copied.dir)
+    assert inputs.components == {"cnn": ["CNN"]}
+    assert "components of convnext, vit are unknown" in inputs.problems[0]
+    assert "has other columns than are read here" in inputs.problems[0]
+    cache.write_text("name,Base\ncnn\n")
+    inputs = analysis_inputs.inputs_of_run(copied, copied.dir)
+    assert (inputs.columns, inputs.components) == ([], {})
+    assert "components.csv: line 2 has 1 cells, the header has 2; mend or delete it" in inputs.problems[0]
 
 
 def test_a_model_that_cannot_be_read_is_left_out_and_tried_again(copied: Run, monkeypatch):
@@ -234,11 +240,41 @@ def test_a_table_in_place_of_reading(copied: Run, tmp_path, monkeypatch):
     inputs = analysis_inputs.inputs_of_run(copied, copied.dir, table)
     assert (inputs.columns, inputs.components) == (["Base"], {"cnn": ["CNN"], "convnext": ["CNN"], "vit": ["ViT"]})
     table.write_text("name,Base\nvit,ViT\ncnn,CNN\n")
-    with pytest.raises(AnalysisError, match="has no row for 'convnext'"):
-        analysis_inputs.inputs_of_run(copied, copied.dir, table)
+    inputs = analysis_inputs.inputs_of_run(copied, copied.dir, table)
+    assert inputs.components == {"cnn": ["CNN"], "vit": ["ViT"]}
+    assert inputs.problems == [f"{table} has no row for 'convnext': what needs components is done without"]
 
 
 def test_a_run_without_a_matrix_says_what_makes_one(copied: Run):
     copied.dir.similarity.unlink()
     with pytest.raises(MissingInputError, match="run `simhpc aggregate` first"):
         analysis_inputs.inputs_of_run(copied, copied.dir)
+
+
+@pytest.mark.parametrize(
+    ("cells", "note"),
+    [
+        ([[90, 40, 3], [40, 90, 2], [3, 2, 90]], "the largest similarity is 90, and no SAT is above ln 100 = 4.605"),
+        ([[0, 2, 3], [2, 0, 1], [3, 1, 0]], "are these distances?"),
+    ],
+)
+def test_a_matrix_that_looks_like_something_else_is_told(tmp_path, cells, note):
+    path = tmp_path / "m.csv"
+    rows = [["", "a", "b", "c"], *([name, *map(str, row)] for name, row in zip("abc", cells, strict=True))]
+    path.write_text("\n".join(map(",".join, rows)))
+    (found,) = analysis_inputs.inputs_of_files(path, None).notes
+    assert note in found
+
+
+def test_degenerate_matrices_are_done_as_far_as_they_can_be(tmp_path):
+    nothing = np.full((5, 5), np.nan)
+    one = planted(5)
+    for name, sat in (("unknown", nothing), ("equal", np.full((5, 5), 3.0)), ("alone", np.eye(5) * 4.6)):
+        summary, _ = analyzed(replace(one, sat=sat), tmp_path / name)
+        done = [each for each in OF_ALL if each in summary]
+        assert len(summary["problems"]) == (3 if name == "unknown" else 0)
+        assert done == ([] if name == "unknown" else list(OF_ALL))
+    one_family = {key: ["CNN", "BN"] for key in one.names}
+    summary, _ = analyzed(replace(one, components=one_family), tmp_path / "family")
+    assert summary["problems"] == []
+    assert any("one value in all models" in note for note in summary["notes"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -64,15 +65,22 @@ def test_models_of_other_numbers_of_classes_have_no_average(copied: Run):
         clean_answers(copied, KEYS)
 
 
-def test_damaged_probabilities_are_an_error_and_never_a_number(copied: Run, tmp_path):
+def test_damaged_probabilities_are_never_a_number(copied: Run):
     import h5py
 
     with h5py.File(copied.dir.predictions("vit"), "r+") as file:
         file["clean/probabilities"][3, 3] = 0.5
-    for joint in JOINTS.values():
-        with pytest.raises(BadFileError, match=r"vit\.h5: the data of 'clean/probabilities'"):
-            joint(inputs_of(copied), RunDir(tmp_path / "out"), analysis_inputs.Settings())
-    assert not (tmp_path / "out").exists()
+    answers = clean_answers(copied, KEYS)
+    assert answers.names == ["cnn", "convnext"]
+    assert "vit is left out" in answers.notes[0]
+    assert "vit.h5" in answers.notes[0]
+
+
+def test_probabilities_that_are_damaged_while_they_are_read_are_an_error(copied: Run):
+    answers = clean_answers(copied, KEYS)
+    saved_again(copied, "vit", clean_margin=np.zeros(70, dtype=np.float16))
+    with pytest.raises(BadFileError, match=r"vit\.h5 was replaced while it was being read"):
+        list(answers.probabilities())
 
 
 @pytest.mark.parametrize("name", JOINTS)
@@ -131,17 +139,24 @@ def test_measures_of_a_run(finished, tmp_path):
     assert "sat" in outcome.notes[-1]
 
 
-def test_a_further_measure_stands_beside_the_others(finished, tmp_path, monkeypatch):
-    def constant(run, names):
-        value = np.arange(9.0).reshape(3, 3)
-        return [analyze_measures.Measure("mine", value + value.T, None, "x", True, 5, analyze_measures.Cost(0, 1))]
+def test_measures_that_look_inside_networks_stand_beside_the_others(finished, tmp_path, monkeypatch):
+    """Where the representations stage has stored what they take; of one model it has not."""
 
-    monkeypatch.setattr(analyze_measures, "OTHERS", (constant,))
+    def stored(run, names, seed):
+        value = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, np.nan], [np.nan, np.nan, np.nan]])
+        return {"linear_cka": (value, None, "70 forward passes per model")}
+
+    monkeypatch.setattr(analyze_measures, "representation_measures", stored)
     outcome = analyze_measures.analyze_measures(inputs_of(finished), RunDir(tmp_path), analysis_inputs.Settings())
-    assert [each["name"] for each in outcome.result["measures"]][-1] == "mine"
-    rows = list(csv.DictReader((tmp_path / "analysis" / "measures.csv").open()))
-    assert {row["std_error"] for row in rows if row["measure"] == "mine"} == {"nan"}
-    assert len(outcome.result["correlations"]) == 10
+    last = outcome.result["measures"][-1]
+    assert (last["name"], last["note"], last["n_images"]) == ("linear_cka", "70 forward passes per model", None)
+    rows = [
+        row for row in csv.DictReader((tmp_path / "analysis" / "measures.csv").open()) if row["measure"] == "linear_cka"
+    ]
+    assert [row["value"] for row in rows] == ["0.5", "nan", "nan"]
+    assert {row["std_error"] for row in rows} == {"nan"}
+    of_it = [each for each in outcome.result["correlations"] if each["other"] == "linear_cka"]
+    assert [(each["n_pairs"], each["rho"]) for each in of_it] == [(1, pytest.approx(math.nan, nan_ok=True))] * 4
 
 
 def test_a_suggestion_of_a_run(finished):

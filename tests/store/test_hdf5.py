@@ -7,6 +7,7 @@ import os
 import h5py
 import numpy as np
 import pytest
+from damage import reseal
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -94,6 +95,9 @@ def test_changed_text_is_seen(tmp_path):
     path = tmp_path / "f.h5"
     write(path, texts=np.array(["unmistakable"], dtype=object))
     path.write_bytes(path.read_bytes().replace(b"unmistakable", b"unmistakeble"))
+    with pytest.raises(BadFileError, match="truncated, damaged or was edited"):
+        read(path, "texts", "str", (1,))
+    reseal(path)
     with pytest.raises(BadFileError, match="'texts' do not match their checksum"):
         read(path, "texts", "str", (1,))
 

@@ -71,6 +71,8 @@ def test_two_halves_that_differ_are_averaged_and_it_is_said_by_how_much(written)
         ("m,a,a\na,1,2\nb,2,3\n", "more than one column named 'a'"),
         ("m,a,\na,1,2\nb,2,3\n", "column 3 has no name"),
         ("m,a,b\n,1,2\nb,2,3\n", "line 2 has no name"),
+        ("m\ta\tb\na\t1\t2\nb\t2\t3\n", "its cells are separated by '\\t', not by commas"),
+        ("m,a,b\na,base 1,BN\nb,base 2,LN\n", "row 'a', column 'a' is 'base 1', which is not a number"),
         (b"\x89HDF\r\n\x1a\n\x00\xff", "is not a CSV file in UTF-8"),
     ],
 )
@@ -92,17 +94,15 @@ def test_a_table(written):
     path = written("Model name,Base,Norm\na,CNN,BN\nb,ViT,LN + GN\n")
     table = read_table(path)
     assert table.columns == ["Base", "Norm"]
-    assert table.of(["b", "a"], path) == [["ViT", "LN + GN"], ["CNN", "BN"]]
-    with pytest.raises(AnalysisError, match="has no row for 'c', 'bb'"):
-        table.of(["a", "c", "bb"], path)
-    with pytest.raises(AnalysisError, match=r"m0'.*m9' and 5 more"):
-        table.of([f"m{k}" for k in range(15)], path)
+    assert table.rows == {"a": ["CNN", "BN"], "b": ["ViT", "LN + GN"]}
+    assert table.lacks(["b", "a"]) == ""
+    assert table.lacks(["a", "c", "bb"]).startswith("'c', 'bb'")
+    assert table.lacks([f"m{k}" for k in range(15)]).endswith("'m9' and 5 more")
 
 
 def test_a_missing_row_is_told_with_the_nearest(written):
     path = written("name,Base\nresnet50_gn,CNN\nvit_base,ViT\n")
-    with pytest.raises(AnalysisError, match="no row for 'resnet50-gn'; did you mean 'resnet50_gn'"):
-        read_table(path).of(["resnet50-gn"], path)
+    assert read_table(path).lacks(["resnet50-gn"]) == "'resnet50-gn'; did you mean 'resnet50_gn'?"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_missing_row_is_told_with_the_nearest(written):
         ("name,Base,Norm\na,CNN,\n", "row 'a', column 'Norm' is empty"),
         ("name,Base,Base\na,CNN,CNN\n", "more than one column named 'Base'"),
         ("name,Base\na,CNN\na,ViT\n", "more than one row named 'a'"),
-        ("name;Base\na;CNN\n", "has one column only"),
+        ("name;Base\na;CNN\n", "has one column only: its cells are separated by ';', not by commas"),
     ],
 )
 def test_what_is_no_table_is_refused(written, text, message):

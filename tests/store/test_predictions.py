@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from damage import reseal
 
 from simhpc.errors import BadFileError, MissingInputError
 from simhpc.store import predictions
@@ -71,6 +72,7 @@ def test_files_of_before_the_probabilities_are_refused_by_name(tmp_path):
     write(path, 1)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 2
+    reseal(path)
     for read in (predictions.load, predictions.outline, predictions.header):
         with pytest.raises(BadFileError, match=r"m\.h5: simhpc-predictions version 2; .* reads version 3"):
             read(path)
@@ -83,6 +85,7 @@ def test_altered_answers_are_an_error_at_the_end_at_the_latest(tmp_path):
     with h5py.File(path, "r+") as file:  # HDF5 makes a new checksum for the chunk; ours tells
         file["adversarial/pred"][M - 1, N - 1] += 1
         file["clean/probabilities"][N - 1, K - 1] = 2.0
+    reseal(path)
     with pytest.raises(BadFileError, match=r"m\.h5: the data of 'adversarial/pred' do not match their checksum"):
         list(predictions.iterate_adversarial(path, outline))
     with pytest.raises(BadFileError, match=r"m\.h5: the data of 'clean/probabilities' do not match their checksum"):

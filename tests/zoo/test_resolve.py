@@ -13,6 +13,7 @@ from tiny import DATA, MODELS
 from simhpc.errors import ModelError
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import DataConfig, Model
+from simhpc.zoo import build
 from simhpc.zoo.resolve import resolve_model
 from simhpc.zoo.timm_import import timm
 
@@ -145,3 +146,19 @@ def test_pretrained_weights_keep_their_own_classifier():
 def test_data_configs_that_are_not_supported():
     entry = {"args": {}, "num_classes": 1000, "data": {}, "training": None}
     assert "crop_pct is 1.15" in problem(timm="volo_d4_448", weights="pretrained:sail_in1k", **entry)
+
+
+def test_stochastic_depth_is_checked_and_is_of_the_training_alone():
+    resolved = resolve_model(model(training={"drop_path_rate": 0.3}), 10)
+    trained, loaded = (build.untrained(resolved, 10, to_train=to_train) for to_train in (True, False))
+    rates = [
+        [module.drop_prob for module in net.modules() if type(module).__name__ == "DropPath"]
+        for net in (trained, loaded)
+    ]
+    assert max(rates[0]) == pytest.approx(0.3)
+    assert rates[1] == []
+    assert trained.state_dict().keys() == loaded.state_dict().keys()
+    other = {"timm": "vgg11", "args": {}, "data": {"input_size_px": 224}, "training": {"drop_path_rate": 0.3}}
+    assert "'vgg11' takes no drop_path_rate: set training.drop_path_rate = 0 for it" in problem(**other)
+    twice = {"args": {**MODELS["cnn"]["args"], "drop_path_rate": 0.1}, "training": {"drop_path_rate": 0.3}}
+    assert "stands both in args and in training" in problem(**twice)

@@ -10,17 +10,17 @@ class About:
     """An analysis for people.
 
     Attributes:
-        makes: the command that does it.
         files: its tables beside NAME.csv.
         names: what keys of its JSON file are called; others are called by the key.
+        is_optional: there is no section on it unless it was done; others say what makes them.
         has_figure: whether its figure is shown; the report has drawings of its own of the clusters.
     """
 
     title: str
     explanation: str = ""
-    makes: str = "simhpc analyze"
     files: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
+    is_optional: bool = False
     has_figure: bool = True
 
 
@@ -83,13 +83,39 @@ ABOUT = {
             "differing_most": "Pairs that SAT and another measure rank most differently (1: most alike)",
         },
     ),
+    "reliability": About(
+        "Reliability",
+        "How sure the matrix is: by number of images, between halves of them, and against the study done otherwise.",
+        names={
+            "n_images": "images",
+            "widths": "Width of the confidence intervals by number of images",
+            "split_half": "Agreement of two halves of the images",
+            "nearest_is_sure": "models whose nearest is sure",
+            "nearest_is_not_sure": "models whose nearest is not sure",
+            "against": "Against other runs of these models",
+        },
+    ),
     "representations": About(
         "Gradients and features",
         "How alike input gradients and features of models are, and how much of that is noise.",
         files=("representation_pairs.csv",),
+        is_optional=True,
+        names={
+            "noise": "Noise of each measure",
+            "single_image_cosines": "cosines of single images, two models",
+            "noise_cosines": "cosines of two noisy copies, one model",
+            "stored_bytes": "stored (bytes)",
+            "elapsed_s": "took (s)",
+        },
     ),
-    "reliability": About("Reliability", "How sure the matrix is: by number of images, and between halves of them."),
     "distillation": About(
-        "Distillation", "Whether students learn more from teachers that are like them.", makes="simhpc distill"
+        "Distillation",
+        "Whether students learn more from teachers that are like them.",
+        is_optional=True,
+        names={
+            "distillations": "What was distilled",
+            "gains": "What teachers of a kind gave",
+            "correlations": "What the distilled accuracy goes with",
+        },
     ),
 }

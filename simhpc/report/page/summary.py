@@ -33,20 +33,34 @@ def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str
 
 
 def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
-    """Lists of rows, and rows by name, those of at most 30; what is one row inside a row becomes columns of it."""
+    """Lists of rows, and rows by name, those of at most 30.
+
+    What is one row inside a row becomes columns of it; a list of rows inside it a table of its own, each row of which
+    begins with the first value of the row that it was in.
+    """
     found = []
     for key, value in result.items():
         if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
             value = [{"": name, **row} for name, row in value.items()]
-        if key in _NO_FACTS or not isinstance(value, list) or not 0 < len(value) <= _MOST_ROWS:
-            continue
-        rows = [_flat(row) if isinstance(row, dict) else {} for row in value]
-        if not all(map(_is_row, rows)):
-            continue
-        header = list(dict.fromkeys(inner for row in rows for inner in row))
-        cells = [[text(row[inner]) if inner in row else "" for inner in header] for row in rows]
-        found.append(Table(names.get(key, _spaced(key)), [names.get(inner, _spaced(inner)) for inner in header], cells))
+        if key not in _NO_FACTS and isinstance(value, list) and all(isinstance(row, dict) for row in value):
+            inner: dict[str, list[dict[str, Any]]] = {}
+            for row in value:
+                for name, rows in row.items():
+                    if isinstance(rows, list) and rows and all(map(_is_row, rows)):
+                        inner.setdefault(name, []).extend({**dict([next(iter(row.items()))]), **each} for each in rows)
+            found += _table(key, [{k: v for k, v in row.items() if k not in inner} for row in value], names)
+            found += [table for name, rows in inner.items() for table in _table(name, rows, names)]
     return found
+
+
+def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[Table]:
+    """One table, or none if it is long, empty, or holds what is no value."""
+    flat = [_flat(row) for row in rows]
+    if not 0 < len(flat) <= _MOST_ROWS or not all(map(_is_row, flat)):
+        return []
+    header = list(dict.fromkeys(name for row in flat for name in row))
+    cells = [[text(row[name]) if name in row else "" for name in header] for row in flat]
+    return [Table(names.get(key, _spaced(key)), [names.get(name, _spaced(name)) for name in header], cells)]
 
 
 def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,13 +6,16 @@ random is a function of (seed, step) or (seed, epoch, image): a training that go
 many loader workers, does what it would have done.
 """
 
+from simhpc.zoo.training.data import LabelledImages
 from simhpc.zoo.training.processes import Processes, joined
-from simhpc.zoo.training.recipe import check_settings
+from simhpc.zoo.training.recipe import MakeTask, check_settings
 from simhpc.zoo.training.seeding import seed_everything
 from simhpc.zoo.training.states import States
 from simhpc.zoo.training.trainer import Step, Trainer, TrainingDivergedError
 
 __all__ = [
+    "LabelledImages",
+    "MakeTask",
     "Processes",
     "States",
     "Step",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simhpc.seeds import derive_seed
-from simhpc.zoo.training.seeding import seed_augmentation
+from simhpc.zoo.training.seeding import seed_cpu
 
 Sample = tuple[int, int, int]
 """(epoch, place among the training images, number of its repetition)."""
@@ -49,7 +49,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         epoch, place, repetition = sample
         position = self._positions[place]
         image = self._source.image(position)
-        seed_augmentation(derive_seed(self._seed, "augmentation", epoch, position, repetition))
+        seed_cpu(derive_seed(self._seed, "augmentation", epoch, position, repetition))
         return self._transform(image), int(self._source.labels[position])
 
 

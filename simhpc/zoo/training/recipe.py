@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from simhpc.errors import StudyError
 from simhpc.study import DataConfig, Training
 from simhpc.zoo.timm_import import timm
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """timm's own, and black where no bit is kept, which Pillow 13 refuses: strong RandAugment does so."""
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = timm.data.auto_augment.posterize(image, bits_to_keep)
+    return posterized
+
+
+for _name in ("Posterize", "PosterizeOriginal", "PosterizeIncreasing"):
+    timm.data.auto_augment.NAME_TO_OP[_name] = _posterize
 
 
 def check_settings(key: str, training: Training) -> None:
@@ -66,15 +80,29 @@ def make_mixing(training: Training, num_classes: int) -> Callable[[Tensor, Tenso
     return mixing
 
 
-def make_task(network: nn.Module, training: Training, device: torch.device) -> timm.task.TrainingTask:
-    """What computes the loss of a batch: here classification alone. Distillation has another task in this place."""
+class MakeTask(Protocol):
+    """A class of `timm.task`, or what stands for one: from a network and what its loss on labels is made of."""
+
+    def __call__(
+        self, network: nn.Module, /, *, criterion_kwargs: Mapping[str, Any], device: torch.device, verbose: bool
+    ) -> timm.task.TrainingTask: ...
+
+
+def make_task(
+    network: nn.Module, training: Training, device: torch.device, kind: MakeTask = timm.task.ClassificationTask
+) -> timm.task.TrainingTask:
+    """What computes the loss of a batch.
+
+    Args:
+        kind: classification alone, or distillation (`zoo.distillation.task_maker`).
+    """
     criterion = {
         "loss_type": training.loss,
         "smoothing": training.label_smoothing,
         "soft_targets": training.mixes,
         "bce_target_thresh": training.bce_target_threshold or None,
     }
-    task = timm.task.ClassificationTask(network, criterion_kwargs=criterion, device=device, verbose=False)
+    task = kind(network, criterion_kwargs=criterion, device=device, verbose=False)
     if training.ema_decay:
         task.setup_ema(decay=training.ema_decay)
     return task

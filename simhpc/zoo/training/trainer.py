@@ -17,7 +17,7 @@ from simhpc.study import DataConfig, Training
 from simhpc.zoo.training import recipe
 from simhpc.zoo.training.data import LabelledImages, Schedule, TrainingImages, batches
 from simhpc.zoo.training.processes import Processes
-from simhpc.zoo.training.seeding import seed_everything
+from simhpc.zoo.training.seeding import seed_cpu, seed_everything
 
 _GPU_LOOKS_EVERY = 10
 
@@ -70,6 +70,7 @@ class Trainer:
         processes: Processes,
         workers: int = 0,
         key: str = "",
+        kind: recipe.MakeTask | None = None,
     ) -> None:
         """A training at its beginning.
 
@@ -79,6 +80,7 @@ class Trainer:
             seed: of shuffling, augmentation, mixing and what the network itself draws.
             workers: see `data.batches`.
             key: of the model, for messages.
+            kind: of task (`recipe.make_task`); None: classification.
 
         Raises:
             StudyError: the processes cannot share a step evenly, or there are too few images for one.
@@ -96,7 +98,7 @@ class Trainer:
         self._images = TrainingImages(images, positions, recipe.make_transform(training, data), seed)
         self._workers = workers
         self._mixing = recipe.make_mixing(training, num_classes)
-        self._task = recipe.make_task(network, training, processes.device)
+        self._task = recipe.make_task(network, training, processes.device, *([kind] if kind is not None else []))
         self._optimizer = recipe.make_optimizer(network, training)
         self._scheduler = recipe.make_scheduler(self._optimizer, training, self._schedule.steps_per_epoch)
         if processes.count > 1:
@@ -194,7 +196,8 @@ class Trainer:
 
     def _loss(self, pixels: Tensor, labels: Tensor, part: int) -> Tensor:
         # After the loader, which draws from the same generators when it works in this process.
-        seed_everything(derive_seed(self._seed, "step", self.done, part))
+        seed = derive_seed(self._seed, "step", self.done, part)
+        seed_cpu(seed) if self._processes.device.type == "cpu" else seed_everything(seed)
         if self._mixing is not None:
             pixels, labels = self._mixing(pixels, labels)
         with self._autocast():

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from zoo.training.made_up import DATA, EVERYTHING, Noise
 
 from simhpc.study import Training
+from simhpc.zoo.timm_import import timm
 from simhpc.zoo.training.data import Schedule, TrainingImages, batches
 from simhpc.zoo.training.recipe import make_transform
-from simhpc.zoo.training.seeding import seed_augmentation
+from simhpc.zoo.training.seeding import seed_cpu
 
 CPU = torch.device("cpu")
 
@@ -82,11 +83,11 @@ def test_an_image_is_augmented_alike_whatever_came_before():
 # The legacy generator of numpy is the one that timm uses.
 @pytest.mark.parametrize("draw", [lambda: torch.rand(4).tolist(), np.random.random, random.random])
 def test_all_three_generators_are_seeded(draw):
-    seed_augmentation(2**62 + 5)
+    seed_cpu(2**62 + 5)
     one = draw()
-    seed_augmentation(2**62 + 5)
+    seed_cpu(2**62 + 5)
     assert draw() == one
-    seed_augmentation(2**62 + 6)
+    seed_cpu(2**62 + 6)
     assert draw() != one
 
 
@@ -111,3 +112,19 @@ def test_workers_do_not_heed_what_the_batch_system_sends():
     assert len(found) == 2
     assert found[0][1].item() != os.getpid()
     assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("policy", ["rand-m0-mstd0", "rand-m10-mstd0-inc1", "original"])
+def test_the_ends_of_every_policy_are_augmentations(policy):
+    """Pillow refuses to keep no bit at all, as RandAugment at its weakest (strongest, with inc1) asks it to."""
+    training = Training.model_validate({"auto_augment": policy})
+    made = TrainingImages(Noise(), range(36), make_transform(training, DATA), seed=1)
+    assert all(torch.isfinite(made[epoch, 0, 0][0]).all() for epoch in range(60))
+
+
+def test_an_image_of_which_no_bit_is_kept_is_black():
+    image = Noise().image(0)
+    posterize = timm.data.auto_augment.NAME_TO_OP["PosterizeIncreasing"]
+    assert not np.asarray(posterize(image, 0)).any()
+    np.testing.assert_array_equal(np.asarray(posterize(image, 3)), np.asarray(image) & 0b11100000)
+    assert posterize(image, 8) is image

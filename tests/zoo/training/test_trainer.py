@@ -164,7 +164,7 @@ def test_a_gradient_is_cut_to_its_norm():
         assert math.isnan(seen[0].grad_norm) == (most == 0)
     before = network(dropout=0.0, norm=False)
     moved = [
-        math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(net.parameters(), before.parameters(), strict=True)))
+        math.sqrt(sum(((a - b) ** 2).sum().item() for a, b in zip(net.parameters(), before.parameters(), strict=True)))
         for net in nets
     ]
     assert seen[0].grad_norm > 1e-3
