@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from simhpc import image_list
-from simhpc.rundir import open_run
+from simhpc.rundir import Run, open_run
 from simhpc.stages import aggregate
 from simhpc.store import adversarial, checkpoint, hdf5, image_set, predictions, seal, similarity
 
@@ -26,6 +26,21 @@ Random = np.random.Generator
 def reseal(path: Path) -> None:
     """Make a file that was changed, here or through h5py, one that its seal agrees with."""
     seal.seal(path, hdf5._checked_by_hdf5(path))
+
+
+def edit_study(run: Run, old: str, new: str) -> None:
+    """Change the frozen study on purpose, as its message tells how."""
+    text = run.dir.study.read_text()
+    assert old in text
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# SHA-256")]
+    run.dir.study.write_text("".join(lines).replace(old, new))
+
+
+def edit_frozen(run: Run, **changes: object) -> None:
+    """Likewise what stands beside it."""
+    stated = json.loads(run.dir.frozen.read_text())
+    del stated["sha256"]
+    run.dir.frozen.write_text(json.dumps({**stated, **changes}))
 
 
 def _truncate(path: Path, random: Random) -> None:

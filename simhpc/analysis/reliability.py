@@ -328,7 +328,9 @@ def agreement(one: Matrix, two: Matrix, settings: Settings) -> Agreement:
         raise AnalysisError(f"it takes 3 pairs of models that are known in both, there are {len(i)}")
     values, members = np.stack([one[i, j], two[i, j]]), np.stack([i, j], axis=1)
     whole = rank_correlations(values, members, np.ones((1, m)))[0, 0, 1]
-    drawn = rank_correlations(values, members, model_weights(m, settings.resamples, settings.seed))[:, 0, 1]
+    drawn = rank_correlations(
+        values, members, model_weights(m, settings.resamples, derive_seed(settings.seed, "models"))
+    )[:, 0, 1]
     low, high = interval(drawn, settings.confidence)
     both = np.isfinite(one) & np.isfinite(two) & ~np.eye(m, dtype=bool)
     has = both.any(axis=1)

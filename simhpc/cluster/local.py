@@ -128,6 +128,7 @@ class _Started:
     slot: int
     job: submitit.Job[dict[str, Any]]
     at_s: float
+    before: Progress | None
 
 
 def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
@@ -158,9 +159,10 @@ def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
     executor.update_parameters(timeout_min=_TIMEOUT_MIN)
     if gpus:
         executor.update_parameters(gpus_per_node=1, visible_gpus=[gpus[slot % len(gpus)]])
+    before = read_progress(run.dir.progress(task.stage, task.model))
     with _stderr_to(folder / "controller.err"), _sigint_heeded():
         job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
-    return _Started(task, slot, job, time.time())
+    return _Started(task, slot, job, time.monotonic(), before)
 
 
 @contextmanager
@@ -194,12 +196,12 @@ def _sigint_heeded() -> Iterator[None]:
 
 def _reading(run: Run, started: _Started) -> Progress | None:
     progress = read_progress(run.dir.progress(started.task.stage, started.task.model))
-    # The file of an earlier attempt lies there until the new process writes its own.
-    return progress if progress is not None and progress.started_unix_s >= started.at_s else None
+    # The file of an earlier attempt lies there until the new process writes its own. Clocks may be set back meanwhile.
+    return None if progress == started.before else progress
 
 
 def _finished(run: Run, started: _Started) -> Finished:
-    elapsed_s = time.time() - started.at_s
+    elapsed_s = time.monotonic() - started.at_s
     exception = started.job.exception()
     log = Path(started.job.paths.stderr)
     if exception is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,12 @@ from simhpc.rundir import Run, RunDir
 from simhpc.store import named_csv, similarity
 from simhpc.store.named_csv import NamedTable
 from simhpc.store.similarity import SimilarityMatrix
-from simhpc.study import Analysis, Model, differences
+from simhpc.study import Analysis, Model, Study, Training, differences
 
 Settings = Analysis
 """Options of all analyses: the study's `[analysis]`."""
+
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,39 @@ def _matrix_of(run: Run) -> SimilarityMatrix:
 def _other(run: Run, name: str, other: Run) -> Other:
     matrix = _matrix_of(other)
     ours = [model.key for model in run.study.models if model.key in matrix.models]
-    here, there = (
-        each.study.model_copy(
-            update={"name": "", "models": tuple(each.study.model(key) for key in ours), "distillations": ()}
+    return Other(name, matrix.models, matrix.sat, _differences(run.study, other.study, ours))
+
+
+def _differences(here: Study, there: Study, keys: Sequence[str]) -> list[str]:
+    """What the studies differ in, one line each; what many models differ in is one line too."""
+
+    def of(models: Sequence[str]) -> list[str]:
+        # The students are not compared, and what [training] says stands in each model that it is for.
+        ours, theirs = (
+            study.model_copy(
+                update={
+                    "name": "",
+                    "training": Training(),
+                    "models": tuple(study.model(key) for key in models),
+                    "distillations": (),
+                }
+            )
+            for study in (here, there)
         )
-        for each in (run, other)
-    )
-    return Other(name, matrix.models, matrix.sat, differences(here, there, names=("here", "there")))
+        return differences(ours, theirs, names=("here", "there"))
+
+    lines = of([])
+    by_aspect: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in keys:
+        for line in of([key])[len(lines) :]:
+            by_aspect[line.removeprefix(f"models.{key}.").partition(":")[0]][key] = line
+    for aspect, of_models in by_aspect.items():
+        if len(of_models) <= _MOST_NAMED:
+            lines += of_models.values()
+        else:
+            named = ", ".join([*of_models][:_MOST_NAMED])
+            lines.append(f"{aspect}: differs for {len(of_models)} of {len(keys)} models ({named}, ...)")
+    return lines
 
 
 def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs:

@@ -72,17 +72,17 @@ def origin_of(model: Model, image_source: str) -> Origin:
     Args:
         image_source: `images.source`, of which models are trained on what the image set leaves.
     """
-    training = {name: value for name, value in model.args.items() if name in _TRAINING_ARGS}
+    arguments = {name: value for name, value in model.args.items() if name in _TRAINING_ARGS}
     network = {name: value for name, value in model.args.items() if name not in _TRAINING_ARGS}
     name = model.timm or model.module or ""
     data = model.data.model_dump(mode="json")
     input_size_px = data.pop("input_size_px")
     regime: str | None
     weights: str | None = None
+    recipe: dict[str, object] = {}
     if model.is_trained_here and model.training is not None:
         recipe = model.training.model_dump(mode="json")
         regime = f"trained on {recipe.pop('images', None) or f'the rest of {image_source}'}"
-        training |= recipe
     elif model.is_random:
         regime = "random"
     elif model.is_pretrained:
@@ -94,7 +94,7 @@ def origin_of(model: Model, image_source: str) -> Origin:
         name=name,
         architecture=_text([name, network, input_size_px]),
         regime=regime,
-        hyper_parameters=_text([training, data]),
+        hyper_parameters=_text([arguments, recipe, data]),
         weights=weights,
     )
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from simhpc.stages import inputs, prepare, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
 from simhpc.stages.task import ALL
 from simhpc.store import image_set
+from simhpc.store.atomic import is_left_over, is_temporary
 from simhpc.store.checkpoint import file_sha256
 from simhpc.study import Model
 
@@ -49,8 +48,6 @@ _KINDS: dict[str, tuple[str, str]] = {
 _KNOWN = re.compile(r"study\.toml|(slurm|partial/train|metrics|tensorboard)/.*")
 """Looked at elsewhere (study.toml by `open_run`), or of other programs and not looked into."""
 
-_TEMPORARY = re.compile(r".*\.tmp\.(?P<host>[^/]+)\.(?P<pid>\d+)\.[0-9a-f]{6}")
-_ABANDONED_S = 24 * 3600.0
 _LEAST_S = 120.0
 _BYTES_PER_S = 2e6
 """A file may take `_LEAST_S` and as long as a disk this slow needs for it."""
@@ -115,7 +112,8 @@ def verify(
             return verify(run, deep=deep, worker=own, report=report)
     held, notes, findings = _survey(run)
     faults: list[tuple[_Held, str, bool]] = []
-    known = {entry.key for entry in (*run.study.models, *run.study.students)} | {"", ALL}
+    models, students = run.study.models, run.study.students
+    known = {"", ALL, *(model.key for model in models), *(student.key for student in students)}
     for file in held:
         name = _name(run, file.path)
         report(name)
@@ -185,8 +183,8 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             notes.append(f"{_shown(name)} is a link to {_shown(str(path.readlink()))}: read, and never written through")
-        if match := _TEMPORARY.fullmatch(name):
-            findings += _leftover(path, name, match)
+        if is_temporary(path.name):
+            findings += _leftover(path, name)
         elif match := next(filter(None, (re.fullmatch(pattern, name) for pattern in _KINDS)), None):
             kind, maker = _KINDS[match.re.pattern]
             held.append(_Held(path, kind, maker, match.groupdict().get("model") or ""))
@@ -214,16 +212,10 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from (path for path in sorted(entry.rglob("*")) if not path.is_dir())
 
 
-def _leftover(path: Path, name: str, match: re.Match[str]) -> list[Finding]:
+def _leftover(path: Path, name: str) -> list[Finding]:
     """A temporary file that its writer has left, as far as can be told from here."""
     stamp = _stamp(path)
-    if stamp is None:
-        return []
-    if match["host"] == socket.gethostname():
-        is_abandoned = not _is_alive(int(match["pid"]))
-    else:
-        is_abandoned = time.time() - stamp[2] / 1e9 > _ABANDONED_S
-    if not is_abandoned:
+    if stamp is None or not is_left_over(path):
         return []
     todo = "delete it, or let --repair do it"
     return [Finding(name, "is what a task that was killed has left", todo, path.is_file(), stamp)]
@@ -344,13 +336,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

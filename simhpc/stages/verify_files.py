@@ -28,6 +28,8 @@ from simhpc.store import representations as representation_files
 from simhpc.store.filecache import cached_by_file
 from simhpc.store.predictions import NOT_SHOWN
 
+_MOST_TOLD = 10
+"""Of one file."""
 _OWN_ANSWERS_MAY_DIFFER = 0.02
 """Share of answers to its own set that may be others than when the model was attacked: other batches, another GPU."""
 
@@ -74,6 +76,8 @@ def check(root: str, kind: str, path: str, model: str, deep: bool) -> list[tuple
         elif not str(error).startswith(path):
             found.append((str(error), False))
         # Else it was removed meanwhile.
+    if (more := len(found) - _MOST_TOLD) > 0:
+        found[_MOST_TOLD:] = [(f"and {more} more", any(is_damage for _, is_damage in found))]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -38,13 +39,34 @@ def replacing(path: Path, *, verify: Callable[[Path], object] | None = None) -> 
     except Exception as error:
         if (reason := _no_space(error)) is None:
             raise
-        free_mb = shutil.disk_usage(path.parent).free / 2**20
-        raise NoSpaceError(
-            f"{path} could not be written: {reason} ({free_mb:.1f} MiB are free there). Nothing of it was kept; make "
-            "room and give the same command again"
-        ) from error
+        raise _no_room(path, reason) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_room(path: Path, size_bytes: int) -> None:
+    """Refuse to begin a file that cannot be ended, for libraries that do not survive a full disk.
+
+    Args:
+        size_bytes: at least what it will take up.
+
+    Raises:
+        NoSpaceError: less is free, or files may not become as large.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size_bytes:
+        raise _no_room(path, os.strerror(errno.ENOSPC))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < size_bytes:
+        raise _no_room(path, os.strerror(errno.EFBIG))
+
+
+def _no_room(path: Path, reason: str) -> NoSpaceError:
+    free_mb = shutil.disk_usage(path.parent).free / 2**20
+    return NoSpaceError(
+        f"{path} could not be written: {reason} ({free_mb:.1f} MiB are free there). Nothing of it was kept; make room "
+        "and give the same command again"
+    )
 
 
 def never_writable_for_all() -> None:
@@ -73,12 +95,18 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         # Not there yet, or not ours to clean.
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if _MARK in entry.name and _is_left_over(entry):
+                if is_temporary(entry.name) and is_left_over(Path(entry.path)):
                     Path(entry.path).unlink(missing_ok=True)
 
 
-def _is_left_over(entry: os.DirEntry[str]) -> bool:
-    owner = entry.name.rpartition(_MARK)[2]
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is, or was, to be renamed to another."""
+    return _MARK in name
+
+
+def is_left_over(temporary: Path) -> bool:
+    """Whether nobody will rename it any more, as far as can be told from here: see `remove_leftovers`."""
+    owner = temporary.name.rpartition(_MARK)[2]
     host, *numbers = owner.rsplit(".", 3)
     if host == socket.gethostname() and len(numbers) == 3 and numbers[0] == _namespace() and numbers[1].isdigit():
         try:
@@ -86,9 +114,11 @@ def _is_left_over(entry: os.DirEntry[str]) -> bool:
         except ProcessLookupError:
             return True
         except (PermissionError, OverflowError):
-            pass  # somebody else's process
+            pass  # somebody else's process, or no number of one
+        else:
+            return False
     try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_S
+        return time.time() - temporary.lstat().st_mtime > _OLD_S
     except FileNotFoundError:
         return False
 
@@ -109,7 +139,8 @@ def _no_space(error: BaseException) -> str | None:
         words = os.strerror(number)
         if said.startswith(f"{number} ") or words in said or f"errno = {number}," in said:
             return words
-    return None
+    # torch says no more than where it failed.
+    return "torch could not write all of it" if "inline_container" in said else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,6 +34,7 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
     header["metadata_sha256"] = _metadata_sha256(header)
     with replacing(path, verify=_verify) as temporary:
         save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
+        _sort_header(temporary)
 
 
 @cached_by_file
@@ -62,6 +63,18 @@ def metadata_of(path: Path) -> dict[str, str]:
     if "weights_sha256" not in metadata or (stated is not None and stated != _metadata_sha256(metadata)):
         raise BadFileError(f"{path}: what it says of itself is damaged or was edited: delete it and train again")
     return dict(metadata)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the provenance in order: safetensors writes it in another one in every process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        held = json.loads(file.read(size))
+        held["__metadata__"] = dict(sorted(held["__metadata__"].items()))
+        text = json.dumps(held, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size
+        file.seek(8)
+        file.write(text)
 
 
 def check_content(path: Path) -> None:

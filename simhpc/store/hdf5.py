@@ -8,6 +8,7 @@ covered by the file's seal (`seal`), so that a flipped bit is an error and never
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import math
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from simhpc import __version__
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, SimhpcError
 from simhpc.store import seal
-from simhpc.store.atomic import replacing
+from simhpc.store.atomic import check_room, replacing
 
 Array = NDArray[Any]
 File = h5py.File
@@ -36,6 +37,7 @@ _CHUNK_BYTES = 1 << 20
 _CHECKSUM_BYTES = 4
 # A node of the tree that finds chunks, at least half full, and a dataset's own header: 2 to 4 KiB, by the rank.
 _INDEX_BYTES = 3 << 10
+_HEADERS_BYTES = 16 << 10
 
 
 def container() -> str:
@@ -51,6 +53,8 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
         attributes: root attributes; strings, numbers or booleans.
         datasets: name (may contain `/`) to array; arrays of `str` are stored as UTF-8.
     """
+    # After a failed write HDF5 tries again as it closes the file, and the process dies of it.
+    check_room(path, sum(stored_bytes(array.shape, array.itemsize) for array in datasets.values()) + _HEADERS_BYTES)
     verify = functools.partial(_verify, kind=kind, version=version)
     with replacing(path, verify=verify) as temporary:
         with h5py.File(temporary, "w", locking=False, userblock_size=seal.BLOCK_BYTES) as file:
@@ -93,9 +97,20 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
         raise ForeignFileError(f"{path} cannot be read: {error}") from None
     # On damage h5py raises nearly anything: OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError.
     except Exception as error:
+        _raise_if_whole(path, error)
         raise BadFileError(
             f"{path} cannot be read as HDF5, it may be truncated or damaged ({error}): delete it and run again"
         ) from None
+
+
+def _raise_if_whole(path: Path, error: Exception) -> None:
+    """For what says nothing of a file: nobody shall delete or make again a good one."""
+    number, text = getattr(error, "errno", None), str(error)
+    for code in (errno.EMFILE, errno.ENFILE):
+        if number == code or os.strerror(code) in text:
+            raise SimhpcError(f"{path} could not be opened: {os.strerror(code)}; raise the limit (ulimit -n)") from None
+    if number == errno.ESTALE or os.strerror(errno.ESTALE) in text:
+        raise BadFileError(f"{path} was replaced while it was being read: run again") from None
 
 
 def attributes(path: Path, *, kind: str, version: int) -> Attributes:

@@ -64,8 +64,8 @@ def check(path: Path) -> bool:
             )
         if not _is_intact(file, block):
             raise BadFileError(
-                f"{path} is truncated, damaged or was edited: it is not what its seal says (docs/formats.md). "
-                "Delete it and run again"
+                f"{path} is truncated, damaged or was edited: it is not what its seal says (docs/formats.md): "
+                "delete it and run again"
             )
         return True
 

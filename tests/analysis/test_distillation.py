@@ -164,7 +164,7 @@ def test_the_same_input_gives_the_same_numbers_and_order_does_not_matter():
     rows = {name: getattr(given, name)[order] for name in ("similarity", "accuracy", "distilled", "same_base")}
     turned = replace(given, **rows)
     for a, b in zip(one.correlations, d.distillation(turned, FAST).correlations, strict=True):
-        assert a.r == pytest.approx(b.r)
+        assert a.r == pytest.approx(b.r, nan_ok=True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

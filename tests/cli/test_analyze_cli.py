@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from damage import edit_study
 
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
@@ -74,11 +75,8 @@ def test_json_options_and_folder(simhpc, given):
 
 
 def test_the_study_says_how_and_options_come_before_it(simhpc, copied):
-    text = copied.dir.study.read_text()
-    assert "[analysis]" in text
-    copied.dir.study.write_text(
-        text.replace('encoding = "same-different"\n', 'encoding = "value-pairs"\nclusters = 2\n')
-    )
+    assert "[analysis]" in copied.dir.study.read_text()
+    edit_study(copied, 'encoding = "same-different"\n', 'encoding = "value-pairs"\nclusters = 2\n')
     summary = json.loads(simhpc("analyze", copied.dir.root, "--json")[1])
     assert summary["clusters"]["chosen_by"] == "given"
     assert summary["importance"]["settings"]["encoding"] == "value-pairs"

@@ -183,3 +183,14 @@ def test_no_permission_and_no_folder_are_messages(simhpc, study_file):
     assert code == 2
     assert "/dev/null/run" in err
     assert "Traceback" not in err
+
+
+def test_an_optional_stage_runs_where_it_is_named_and_not_else(simhpc, study_file, copied):
+    _, out, _ = simhpc("run", study_file, "--out", copied.dir.root)
+    assert "representations" not in out
+    code, out, _ = simhpc("run", study_file, "--out", copied.dir.root, "--stages", "representations", "--json")
+    executed = json.loads(out)["executed"]
+    assert code == 0
+    assert [(task["stage"], task["gradients"]) for task in executed] == [("representations", 70)] * 3
+    _, out, _ = simhpc("run", study_file, "--out", copied.dir.root, "--stages", "representations")
+    assert "3 task(s), 3 done already" in out

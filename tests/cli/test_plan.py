@@ -152,3 +152,26 @@ def test_numbers_are_written_for_people():
         "3 GiB",
         "1024 TiB",
     ]
+
+
+def test_an_optional_stage_is_counted_where_it_is_asked_for(simhpc, study_file):
+    code, out, _ = simhpc("plan", study_file, "--tflops", "1e-3", "--json")
+    without = json.loads(out)
+    assert {task["stage"] for task in without["tasks"]} == {"train", "attack", "evaluate", "aggregate"}
+    code, out, _ = simhpc("plan", study_file, "--tflops", "1e-3", "--with", "representations", "--json")
+    assert code == 0
+    found = json.loads(out)
+    added = [task for task in found["tasks"] if task["stage"] == "representations"]
+    assert [task["model"] for task in added] == ["cnn", "vit"]
+    # 96 padded images forward, and 3 gradients of each of 96.
+    costs = {model["model"]: model for model in found["models"]}
+    for task in added:
+        cost = costs[task["model"]]
+        gradients = cost["forward_and_gradient_flops_per_image"]
+        assert task["flops"] == 96 * cost["forward_flops_per_image"] + 3 * 96 * gradients
+        assert task["step_s"] == task["todo_s"] > 0
+    assert found["flops"] == without["flops"] + sum(task["flops"] for task in added)
+    assert "representations" in {entry["kind"] for entry in found["disk"]["files"]}
+    code, _, err = simhpc("plan", study_file, "--with", "representation")
+    assert code == 2
+    assert "--with representation: did you mean 'representations'?" in err

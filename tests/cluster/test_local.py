@@ -159,3 +159,13 @@ def test_a_network_of_ones_own_is_imported_in_its_job(copied, tmp_path, monkeypa
         (Task("attack", "ours"), None),
     ]
     assert ended[0].summary["accuracy"] > 0.4
+
+
+def test_only_what_a_stage_needs_keeps_it_from_being_done():
+    from simhpc.cluster.local import _needs
+
+    assert _needs("evaluate", "train")
+    assert _needs("representations", "train")
+    assert not _needs("representations", "attack")
+    assert not _needs("aggregate", "evaluate")
+    assert not _needs("attack", None)

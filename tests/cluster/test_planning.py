@@ -134,6 +134,27 @@ def test_long_arrays_are_split(n, most, sizes):
     assert all(len(batch.after_batches) == len(sizes) for batch in found["evaluate"])
 
 
+def test_the_optional_stage_waits_for_the_training_of_each_model_and_for_nothing_else():
+    todo = "a:todo b:todo"
+    found = batches(status(train=todo, attack=todo, representations=todo), ["train", "representations"])
+    (train,), (representations,) = found["train"], found["representations"]
+    assert (representations.models, representations.stage) == (("a", "b"), "representations")
+    assert (representations.after_same, representations.after_batches) == (train.id, ())
+    found = batches(
+        status(train="a:queued b:done", attack=todo, representations="a:todo b:todo c:done"), ["representations"]
+    )
+    assert [(batch.models, batch.after_jobs) for batch in found["representations"]] == [
+        (("a",), ("train",)),
+        (("b",), ()),
+    ]
+
+
+def test_what_is_submitted_for_all_stages_leaves_it_out():
+    todo = "a:todo"
+    found = batches(status(train=todo, attack=todo, evaluate=todo, representations=todo))
+    assert set(found) == set(STAGES)
+
+
 def with_teachers(found, **teachers):
     tasks = [replace(task, teacher=teachers[task.model]) if task.stage == "distill" else task for task in found.tasks]
     return replace(found, tasks=tuple(tasks))

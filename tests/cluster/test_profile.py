@@ -133,3 +133,14 @@ def test_containers_that_are_refused(container, words):
     with pytest.raises(ProfileError) as refused:
         parsed(container=container)
     assert words in str(refused.value)
+
+
+def test_the_optional_stage_gets_what_attacks_get_unless_it_has_its_own():
+    profile = parsed(defaults={"mem_gb": 4}, attack={"gpus_per_node": 1, "partition": "gpu"})
+    assert profile.representations == profile.attack
+    own = parsed(defaults={"mem_gb": 4}, attack={"gpus_per_node": 1}, representations={"timeout_min": 7})
+    assert (own.representations.timeout_min, own.representations.gpus_per_node, own.representations.mem_gb) == (7, 0, 4)
+    with pytest.raises(ProfileError, match=r"1 problem\(s\) in the profile\n  attack.timeout_min"):
+        parsed(attack={"timeout_min": 0})
+    with pytest.raises(ProfileError, match="representations.timeout_min"):
+        parsed(representations={"timeout_min": 0})

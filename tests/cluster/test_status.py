@@ -392,3 +392,17 @@ def test_a_job_that_is_held_says_how_to_let_it_go(run, slurm):
         "sacct", sacct_line("7_0", "REQUEUED") + sacct_line("7_0", "PENDING", reason="launch failed requeued held")
     )
     assert cnn(run).reason == "requeued, launch failed requeued held (to let it go on: scontrol release 7_0)"
+
+
+def test_a_stage_that_nobody_asked_for_is_not_told_of():
+    tasks = [TaskStatus("attack", "a", "todo"), TaskStatus("representations", "a", "todo")]
+    found = RunStatus(tuple(tasks), "sacct", (), 0.0)
+    assert [task.stage for task in found.begun()] == ["attack"]
+    assert [summary.stage for summary in found.stages()] == ["attack"]
+    for changed in (replace(tasks[1], state="done"), replace(tasks[1], n_jobs=1), replace(tasks[1], state="queued")):
+        found = RunStatus((tasks[0], changed, TaskStatus("representations", "b", "todo")), "sacct", (), 0.0)
+        assert [(summary.stage, summary.n_tasks) for summary in found.stages()] == [
+            ("attack", 1),
+            ("representations", 2),
+        ]
+        assert len(found.as_json()["tasks"]) == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simhpc.analysis import reliability as analysis
-from simhpc.analysis.similarity import pack_bits
+from simhpc.analysis.similarity import count_pairs, pack_bits, sat_matrix
 from simhpc.errors import AnalysisError
 from simhpc.report import reliability as report
 from simhpc.rundir import RunDir
@@ -49,8 +49,8 @@ def inputs(monkeypatch):
     gathered = aggregate.Gathered(n, pack_bits(right), pack_bits(fooled), everything, everything[0], [])
     monkeypatch.setattr(stage, "gather", lambda run, report: gathered)
     names = [f"model-{k}" for k in range(m)]
-    counts = analysis.count_pairs(gathered.correct, gathered.fooled, everything)
-    return Inputs("made", names, analysis.sat_matrix(counts, 0.01), run=FakeRun(names))
+    counts = count_pairs(gathered.correct, gathered.fooled, everything)
+    return Inputs("made", names, sat_matrix(counts, 0.01), run=FakeRun(names))
 
 
 def test_everything_is_written(inputs, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from damage import edit_frozen
 from layouts import flat_devkit, parquet, photos, tar_of_folders, webdataset, write_tar
 from PIL import Image
 from tiny import tiny, write_study
@@ -27,7 +28,12 @@ def test_the_frozen_copy_is_complete_and_opens_equal(make_study, tmp_path):
     for resolved in ("interpolation", "mean", "size_px = 8", "weight_decay", "confidence"):
         assert resolved in text
     assert version_changes(run) == []
-    run.dir.frozen.write_text(run.dir.frozen.read_text().replace('"timm": "', '"timm": "0'))
+    whole = run.dir.frozen.read_text()
+    run.dir.frozen.write_text(whole.replace('"timm": "', '"timm": "0'))
+    with pytest.raises(BadFileError, match=r"frozen\.json is damaged or was edited"):
+        version_changes(run)
+    run.dir.frozen.write_text(whole)
+    edit_frozen(run, versions={"timm": "0.1"})
     assert any(change.startswith("timm was 0") for change in version_changes(run))
 
 

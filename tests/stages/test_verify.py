@@ -24,6 +24,7 @@ from simhpc.stages import distill, verify, verify_files
 from simhpc.stages.isolated import CallFailedError, Worker
 from simhpc.stages.prepare import prepare
 from simhpc.store import adversarial, answers, checkpoint, predictions, similarity
+from simhpc.store.atomic import temporary_name
 from simhpc.study import load_study
 
 _LIMIT_S = 300.0
@@ -58,10 +59,10 @@ def mutate(run: Run, seed: int):
         *("images.h5", "similarity.h5", "checkpoints/cnn.safetensors", "study.toml", "frozen.json", "images.txt"),
         *("similarity.csv", "pairs.csv", "models.csv", "figures/similarity.png"),
     ]
-    # Every file in turn, every way in turn; the HDF5 files, which hold the numbers, more often.
-    path = run.dir.root / (names[seed // 2 % len(names)] if seed % 2 else names[seed // 2 % 6])
+    # The HDF5 files, which hold the numbers, more often.
+    path = run.dir.root / names[random.integers(len(names) if seed % 2 else 6)]
     ways = damage.ANY + (damage.HDF5 if path.suffix == ".h5" else [])
-    way = ways[(seed * 7 + seed // 2) % len(ways)]
+    way = ways[random.integers(len(ways))]
     way(path, random)
     return path, way.__name__
 
@@ -221,9 +222,9 @@ def test_an_edited_study_is_refused_everywhere(copied, simhpc):
     code, _, err = simhpc("aggregate", copied.dir.root)
     assert code == 2
     assert "was edited after simhpc had written it" in err
-    without = "".join(line for line in text.splitlines(keepends=True) if "SHA-256 of all below" not in line)
-    copied.dir.study.write_text(without)
-    assert open_run(copied.dir.root).study == open_run(copied.dir.root).study
+    copied.dir.study.write_text(text)
+    damage.edit_study(copied, "floor_percent = 0.01", "floor_percent = 0.02")
+    assert open_run(copied.dir.root).study.similarity.floor_percent == 0.02
 
 
 def test_what_is_not_ours_is_named_and_left(look, copied):
@@ -239,10 +240,11 @@ def test_leftovers_of_killed_tasks(look, copied):
     here, elsewhere = socket.gethostname(), "another-host"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    ours = temporary_name(copied.dir.images).name
     names = {
-        f"images.h5.tmp.{here}.{dead.pid}.0a1b2c": True,
-        f"images.h5.tmp.{here}.{os.getpid()}.0a1b2c": False,  # its writer is at work
-        f"images.h5.tmp.{elsewhere}.1.0a1b2c": False,  # perhaps
+        ours.replace(f".{os.getpid()}.", f".{dead.pid}."): True,
+        ours: False,  # its writer is at work
+        ours.replace(here, elsewhere): False,  # perhaps
         f"images.h5.tmp.{elsewhere}.2.0a1b2c": True,
     }
     for name in names:
@@ -301,8 +303,7 @@ def test_what_nothing_is_left_to_make_it_from_is_not_removed(look, copied):
         shutil.rmtree(copied.dir.root / folder)
     os.truncate(copied.dir.images, 2000)
     os.truncate(copied.dir.predictions("vit"), 3000)
-    frozen = json.loads(copied.dir.frozen.read_text())
-    copied.dir.frozen.write_text(json.dumps({**frozen, "images_sha256": "0" * 64}))
+    damage.edit_frozen(copied, images_sha256="0" * 64)
     found = {finding.file: finding for finding in look(copied).findings}
     assert not found["images.h5"].is_removable
     assert not found["predictions/vit.h5"].is_removable

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,3 +48,15 @@ def test_missing_foreign_and_truncated(tmp_path):
     os.truncate(path, path.stat().st_size - 5)
     with pytest.raises(BadFileError, match="truncated"):
         checkpoint.metadata_of(path)
+
+
+def test_every_process_writes_the_same_bytes(tmp_path):
+    program = (
+        "import sys, pathlib, numpy; from simhpc.store import checkpoint\n"
+        "names = {f'name{n}': f'ä \\n\"{n}' for n in range(20)}\n"
+        "checkpoint.save(pathlib.Path(sys.argv[1]), {'a': numpy.arange(3.0)}, names)"
+    )
+    for name in ("one", "two", "three"):
+        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True)
+    assert len({(tmp_path / name).read_bytes() for name in ("one", "two", "three")}) == 1
+    assert checkpoint.metadata_of(tmp_path / "one")["name7"] == 'ä \n"7'

@@ -100,7 +100,13 @@ ABOUT = {
         "How alike input gradients and features of models are, and how much of that is noise.",
         files=("representation_pairs.csv",),
         is_optional=True,
-        names={"noise": "Noise of each measure"},
+        names={
+            "noise": "Noise of each measure",
+            "single_image_cosines": "cosines of single images, two models",
+            "noise_cosines": "cosines of two noisy copies, one model",
+            "stored_bytes": "stored (bytes)",
+            "elapsed_s": "took (s)",
+        },
     ),
     "distillation": About(
         "Distillation",

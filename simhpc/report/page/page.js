@@ -119,10 +119,10 @@
       return Math.ceil(Math.max(...models.map((model) => measure.measureText(model.key).width))) + 12;
     };
     const mostNames = Math.min(MOST_NAMES_PX, room * 0.36);
-    namesPx = Math.min(mostNames, long(14));
+    namesPx = Math.min(mostNames, long(MOST_CELL_PX));
     const fitting = (px) => Math.floor((px - namesPx) / count);
     // All rows in view, unless the cells would be small.
-    const most = Math.min(MOST_CELL_PX, Math.max(28, fitting(0.86 * window.innerHeight)));
+    const most = Math.min(MOST_CELL_PX, Math.max(28, fitting(0.86 * window.innerHeight - 2)));
     cell = Math.max(count > 400 ? 5 : 11, Math.min(most, fitting(room)));
     namesPx = Math.min(mostNames, long(cell));
     place(byId("corner"), 0, 0, namesPx, namesPx);
