@@ -106,7 +106,8 @@ def run_task(
             raise TooLittleTimeError(text) from None
         _say("interrupted; what is finished is saved, and the job asks to be requeued")
         sys.exit(REQUEUE_EXIT_CODE)
-    _say(f"done: {summary}" if summary else "done already")
+    if is_first:
+        _say(f"done: {summary}" if summary else "done already")
     return summary
 
 
