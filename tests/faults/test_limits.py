@@ -175,7 +175,7 @@ def test_progress_goes_on_being_written_after_the_clock_was_set_back(tmp_path, m
 
 
 def but_logs(files):
-    """Without the logs of trainings: of two copies, that of the one that ends last stays."""
+    """Without the logs of trainings: of two copies the later one's stays, and may end when the other is done."""
     return {name: data for name, data in files.items() if not name.startswith("metrics/")}
 
 
