@@ -8,6 +8,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/demo
 	$(BIN)/simhpc run jobs/demo.toml --out runs/demo
+	$(BIN)/simhpc analyze runs/demo
+	$(BIN)/simhpc report runs/demo
 
 test: $(VENV)/installed-test ## the tests that take minutes at most
 	$(BIN)/python -m pytest

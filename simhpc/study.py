@@ -723,7 +723,12 @@ def is_list_gone(given: Images, held: Images) -> bool:
 
 def dump_study(study: Study) -> str:
     """The study as TOML that `load_study` reads back to an equal study."""
-    return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
+    data = study.model_dump(mode="json", exclude_none=True)
+    for holder in (data, *data["models"], *data["distillations"]):
+        if "training" in holder:
+            # TOML has no word for none, and a key that is absent would be filled in from the study's [training].
+            holder["training"].setdefault("auto_augment", "")
+    return tomli_w.dumps(data)
 
 
 def differences(held: Study, given: Study, *, names: tuple[str, str] = ("run directory has", "study has")) -> list[str]:

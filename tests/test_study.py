@@ -338,3 +338,16 @@ def test_students_may_be_added_and_not_changed():
     ]
     changed = differences(held, parse(with_students({"kind": "soft", "alpha": 0.5})))
     assert "distillations.vit-from-cnn.kind: run directory has 'hard', study has 'soft'" in changed
+
+
+@pytest.mark.parametrize("shared", [{"preset": "deit"}, {"auto_augment": "rand-m9-mstd0.5"}])
+def test_a_model_without_augmentation_stays_so_in_the_frozen_copy(tmp_path, shared):
+    raw = tiny(training={"hflip_prob": 0.5})
+    raw["training"] = shared
+    raw["models"][0]["training"] = {"auto_augment": ""}
+    raw["models"][1]["training"] = {"epochs": 3}
+    study = load_study(write_study(tmp_path / "study.toml", raw))
+    assert study.models[0].training.auto_augment is None
+    assert study.models[1].training.auto_augment is not None
+    (tmp_path / "frozen.toml").write_text(dump_study(study))
+    assert load_study(tmp_path / "frozen.toml") == study

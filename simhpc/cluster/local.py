@@ -19,7 +19,7 @@ from simhpc.cluster.status import BEFORE
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.stages import stage_module
-from simhpc.stages.progress import Progress, read_progress
+from simhpc.stages.progress import Progress, interrupt, read_progress
 from simhpc.stages.task import Task, execute_task
 
 _POLL_S = 0.1
@@ -161,8 +161,23 @@ def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
         executor.update_parameters(gpus_per_node=1, visible_gpus=[gpus[slot % len(gpus)]])
     before = read_progress(run.dir.progress(task.stage, task.model))
     with _stderr_to(folder / "controller.err"), _sigint_heeded():
-        job = executor.submit(execute_task, str(run.dir.root), task.stage, task.model)
+        job = executor.submit(run_task, str(run.dir.root), task.stage, task.model)
     return _Started(task, slot, job, time.monotonic(), before)
+
+
+def run_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
+    """What every local job runs: `stages.task.execute_task`, which saves what it has when the job is cancelled.
+
+    submitit cancels by SIGINT, and kills a second later what has not ended.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    return execute_task(run_dir, stage, model)
+
+
+def _interrupt(*_: object) -> None:
+    # One is enough: Ctrl-C in a terminal reaches the task too, and the next may come while this one is heeded.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupt()
 
 
 @contextmanager

@@ -141,7 +141,9 @@ def draw(
     _draw_single(middle, cosines, rows)
     _draw_against(right, "linear_cka", measures, noises, sat, COLOURS[2])
     found = noises["sat"]
-    figure.suptitle(f"{title}: beside SAT, {found.n_images} images, reliability {found.reliability:.3f}")
+    figure.suptitle(
+        f"{title}: measures inside networks beside SAT ({found.n_images} images, reliability {found.reliability:.3f})"
+    )
     return figure
 
 
@@ -191,5 +193,6 @@ def _draw_single(axes: Axes, cosines: NDArray[np.float32], rows: Sequence[ModelR
     axes.set_xlabel("cosine of input gradients at one image", fontsize=9)
     axes.set_ylabel("share (%)", fontsize=9)
     axes.set_xlim(-1.0, 1.0)
+    axes.set_xticks([-1.0, -0.5, 0.0, 0.5, 1.0])
     axes.legend(fontsize=8, loc="upper left")
     axes.set_title("single images", fontsize=9)

@@ -77,7 +77,7 @@ class DevCluster:
             env={**environment, "USER": self.user.pw_name, "LANG": "C.UTF-8"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
             check=False,
         )
 

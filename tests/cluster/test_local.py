@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny import MODELS, tiny, wait_until_gone, write_study
@@ -103,7 +104,7 @@ def test_gpus_named_otherwise_are_refused(make_study, monkeypatch, tmp_path, vis
 
 def test_jobs_import_nothing_that_was_pickled():
     """What a job's pickle refers to is a function of ours by name, and strings."""
-    program = "import pickle; from simhpc.stages.task import execute_task; print(len(pickle.dumps(execute_task)))"
+    program = "import pickle; from simhpc.cluster.local import run_task; print(len(pickle.dumps(run_task)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 100
 
@@ -169,3 +170,27 @@ def test_only_what_a_stage_needs_keeps_it_from_being_done():
     assert not _needs("representations", "attack")
     assert not _needs("aggregate", "evaluate")
     assert not _needs("attack", None)
+
+
+def test_a_cancelled_training_saves_where_it_is_and_goes_on(tmp_path):
+    """The signal goes to the task itself: submitit would kill it a second later, which a busy machine may need."""
+    raw = tiny(("cnn",), training={"epochs": 1000})
+    run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
+    program = f"from simhpc.cluster.local import run_task; run_task({str(run.dir.root)!r}, 'train', 'cnn')"
+    path = run.dir.progress("train", "cnn")
+
+    def read():
+        found = read_progress(path)
+        return found if found is not None and found.done else None
+
+    for attempt in (1, 2):
+        task = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and ((found := read()) is None or found.state != "running"):
+            time.sleep(0.1)
+        task.send_signal(signal.SIGINT)
+        task.send_signal(signal.SIGINT)  # as Ctrl-C in a terminal and submitit together
+        assert task.wait(timeout=60) != 0
+        assert read().state == "interrupted"
+        assert (read().resumed > 0) == (attempt == 2)
+        assert list(run.dir.training_states("cnn").iterdir())

@@ -174,13 +174,18 @@ def test_progress_goes_on_being_written_after_the_clock_was_set_back(tmp_path, m
             assert reading.eta_s is None
 
 
+def but_logs(files):
+    """Without the logs of trainings: of two copies the later one's stays, and may end when the other is done."""
+    return {name: data for name, data in files.items() if not name.startswith("metrics/")}
+
+
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_two_tasks_on_one_output(forks, undisturbed, tmp_path, stage):
     for number in range(3):
         root = undisturbed.copy(stage, tmp_path / f"{number}")
         ends = forks.do(work(undisturbed, stage, root), work(undisturbed, stage, root))
         assert [end.code for end in ends] == [0, 0], [end.log for end in ends]
-        assert contents(root) == undisturbed.after[stage]
+        assert but_logs(contents(root)) == but_logs(undisturbed.after[stage])
 
 
 def test_two_whole_runs_in_one_directory(forks, undisturbed, tmp_path):
@@ -189,8 +194,7 @@ def test_two_whole_runs_in_one_directory(forks, undisturbed, tmp_path):
     ends = forks.do(both, both)
     assert [end.code for end in ends] == [0, 0], [end.log for end in ends]
     assert contents(tmp_path / "run").keys() >= undisturbed.after["aggregate"].keys()
-    after = undisturbed.after["aggregate"]
-    found = contents(tmp_path / "run")
+    after, found = but_logs(undisturbed.after["aggregate"]), contents(tmp_path / "run")
     assert [name for name in after if found[name] != after[name]] == []
     assert len(KEYS) == sum(name.startswith("predictions/") for name in found)
 

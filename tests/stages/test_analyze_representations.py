@@ -10,6 +10,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from damage import reseal
 from tiny import execute_all
 
 from simhpc.errors import AnalysisError, BadFileError
@@ -181,6 +182,7 @@ def test_a_damaged_file_is_left_out_or_named(mine, tmp_path):
     with h5py.File(path, "r+") as file:
         file["gradients/values"][3] = 0.5
         file.attrs["content_sha256"] = "another"
+    reseal(path)
     with pytest.raises(BadFileError, match=r"convnext\.h5: the data of 'gradients/values' do not match"):
         analyzed(mine, tmp_path / "again")
 
@@ -237,6 +239,7 @@ def test_gradients_of_other_images_are_refused(mine, tmp_path):
     with h5py.File(path, "r+") as file:
         index = file["gradients/index"]
         index[:] = index[:] - np.arange(70) + np.r_[np.arange(69), 69]
+    reseal(path)
     header, small = store.header(path), store.load_gradients(path)
     fewer = small.index[:-1]
     store.Representations(

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from damage import reseal
 from safetensors.torch import load_file
 from tiny import DATA, MODELS, execute_all, tiny, write_study
 from torch.nn import functional
@@ -198,10 +199,12 @@ def test_damage_is_found(mine):
         values = file["gradients/values"][:]
         values[0, 0, 0, 0] += 1
         file["gradients/values"][:] = values
+    reseal(path)
     with pytest.raises(BadFileError, match=r"cnn\.h5: the data of 'gradients/values' do not match their checksum"):
         list(store.iterate_gradients(path))
     with h5py.File(path, "r+") as file:
         file["features/scale"][0] = 3.0
+    reseal(path)
     with pytest.raises(BadFileError, match="'features/scale' do not match"):
         store.load_features(path)
     path.write_bytes(path.read_bytes()[:3000])
@@ -214,10 +217,12 @@ def test_a_file_without_a_dataset_and_of_another_version(mine):
     path = mine.dir.representations("cnn")
     with h5py.File(path, "r+") as file:
         del file["gradients/norm"]
+    reseal(path)
     with pytest.raises(BadFileError, match=r"cnn\.h5: the dataset 'gradients/norm' is missing"):
         store.header(path)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 2
+    reseal(path)
     with pytest.raises(BadFileError, match="simhpc-representations version 2; this simhpc .* reads version 1"):
         store.header(path)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from simhpc.errors import BadFileError, MissingInputError
+from simhpc.errors import BadFileError, MissingInputError, NoSpaceError
 from simhpc.store import hdf5
 
 KIND = "simhpc-test"
@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("simhpc.store.atomic._sync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(NoSpaceError, match="No space left"):
         write(path, big=BIG + 1)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["f.h5"]
