@@ -220,7 +220,7 @@ def k_means(points: Matrix, k: int, *, starts: int, seed: int) -> Labels:
     """Labels (N,), 0 to k - 1, of the best of so many starts."""
     # A start is a millisecond of work; where other things run, threads would wait longer than that for each other.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Fewer different points than clusters: the stability shows it.
+        # Fewer different points than clusters: fewer clusters are found.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(n_clusters=k, n_init=starts, random_state=seed % 2**32).fit(points)
     labels: Labels = found.labels_.astype(np.int64)

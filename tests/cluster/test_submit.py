@@ -146,7 +146,7 @@ def test_submitting_writes_the_ledger_and_plain_data(slurm, run):
     assert entries[3].jobs() == ["104"]
     (pickled,) = run.dir.submissions.glob("attack-*/102_1_submitted.pkl")
     delayed = pickle.loads(pickled.read_bytes())
-    assert delayed.args == (str(run.dir.root), "attack", "vit", 60, 120)
+    assert delayed.args == (str(run.dir.root), "attack", "vit", 60, 120, 1)
     assert delayed.function.__name__ == "run_task"
     assert len(pickled.read_bytes()) < 2000  # the function by its name, not by its code
     script = (run.dir.submissions / entries[1].folder / "102_submission.sh").read_text()
