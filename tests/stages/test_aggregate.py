@@ -69,7 +69,7 @@ def test_missing_predictions_are_listed_and_leave_nan(copied):
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda path: os.truncate(path, 3000), "may be truncated or damaged"),
+        (lambda path: os.truncate(path, 3000), "is truncated, damaged or was edited"),
         (lambda path: path.write_bytes(b"x" * 5000), "cannot be read as HDF5"),
         (lambda path: path.write_bytes(path.with_name("cnn.h5").read_bytes()), "model is cnn, this run's is vit"),
     ],

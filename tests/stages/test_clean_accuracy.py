@@ -103,7 +103,7 @@ def attacked(folders, finished, labels: str, **changes):
         "weights": f"checkpoint:{finished.dir.checkpoint('cnn')}",
         "args": {**MODELS["cnn"]["args"], "num_classes": 10},
         "data": DATA,
-        "expected_top1_percent": 95,
+        "expected_top1_percent": 80,
         **changes,
     }
     study = load_study(write_study(folders / "study.toml", tiny(images=images, models=[entry])))
@@ -115,7 +115,7 @@ def attacked(folders, finished, labels: str, **changes):
 def test_a_trained_model_with_permuted_labels_is_not_attacked_until_told_to(folders, finished):
     with pytest.raises(ModelError, match="The class order is permuted") as caught:
         attacked(folders, finished, "permuted")
-    assert "of 100 clean images right, 95 % were expected" in str(caught.value)
+    assert "of 100 clean images right, 80 % were expected" in str(caught.value)
     run = open_run(folders / "run")
     assert not run.dir.adversarial("cnn").exists()
     # The way out that the message names, in the same run directory.

@@ -156,9 +156,9 @@ def test_evaluation_reads_ahead_and_shows_whole_batches(finished, tmp_path, monk
     sizes = []
     plain = batches._answer
 
-    def counting(target, images, labels, batch, view):
+    def counting(target, images, labels, batch, *rest):
         sizes.append(batch[1])
-        return plain(target, images, labels, batch, view)
+        return plain(target, images, labels, batch, *rest)
 
     monkeypatch.setattr(batches, "_answer", counting)
     shown = execute(run, "evaluate", "vit")["shown"]
