@@ -219,31 +219,30 @@ def test_the_profile_says_more_than_the_environment(monkeypatch):
     assert kept == {"SBATCH_ACCOUNT", "SBATCH_WCKEY"}  # where the profile is silent
 
 
-NOW = int(time.time())
-
-
 @pytest.mark.parametrize("word", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL"])
 @pytest.mark.parametrize("queued", ["COMPLETING", "PENDING", "RUNNING"])
 def test_what_slurm_is_about_to_start_again_is_not_over(slurm, word, queued):
     """The accounting says PREEMPTED at once, and that it waits again only when it has left its node: up to minutes."""
-    ended = sacct_line("7_0", "REQUEUED") + sacct_line("7_0", word, start=str(NOW - 60), end=str(NOW - 5))
+    now = int(time.time())
+    ended = sacct_line("7_0", "REQUEUED") + sacct_line("7_0", word, start=str(now - 60), end=str(now - 5))
     slurm.says("sacct", ended)
     slurm.says("squeue", squeue_line("7_0", queued, restarts=2))
-    job = scheduler.ask(["7_0"], since_unix_s=NOW - 100).jobs["7_0"]
+    job = scheduler.ask(["7_0"], since_unix_s=now - 100).jobs["7_0"]
     assert (job.state, job.is_live, job.restarts) == (queued, True, 2)
     # Not requeued: squeue knows it as over, or no longer.
-    for said in (squeue_line("7_0", word, end=str(NOW)), ""):
+    for said in (squeue_line("7_0", word, end=str(now)), ""):
         slurm.says("squeue", said)
-        job = scheduler.ask(["7_0"], since_unix_s=NOW - 100).jobs["7_0"]
+        job = scheduler.ask(["7_0"], since_unix_s=now - 100).jobs["7_0"]
         assert (job.state, job.is_live, job.restarts) == (word, False, 1)
     # Nobody can tell.
     slurm.fails("squeue", "timed out")
-    answer = scheduler.ask(["7_0"], since_unix_s=NOW - 100)
+    answer = scheduler.ask(["7_0"], since_unix_s=now - 100)
     assert (answer.jobs, answer.unasked) == ({}, {"7_0"})
 
 
 def test_what_was_preempted_long_ago_is_over(slurm):
-    slurm.says("sacct", sacct_line("7_0", "PREEMPTED", start=str(NOW - 9000), end=str(NOW - 8000)))
+    now = int(time.time())
+    slurm.says("sacct", sacct_line("7_0", "PREEMPTED", start=str(now - 9000), end=str(now - 8000)))
     assert scheduler.ask(["7_0"], since_unix_s=1.7e9).jobs["7_0"].state == "PREEMPTED"
     assert slurm.calls("squeue") == []
 
