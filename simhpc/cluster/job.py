@@ -19,7 +19,7 @@ from simhpc.cluster.container import SIGNAL, SUBMITTED_WITH
 from simhpc.cluster.status import ATTEMPT_MARK
 from simhpc.errors import ContainerError, SimhpcError
 from simhpc.rundir import RunDir, open_run
-from simhpc.stages.progress import Interrupted, ProgressFile, interrupt
+from simhpc.stages.progress import Interrupted, ProgressFile, ignore, stop_at
 from simhpc.stages.task import PROCESSES, Task, execute
 from simhpc.store.hdf5 import CONTAINER_DIGEST
 
@@ -84,14 +84,13 @@ def run_task(
     progress = ProgressFile(RunDir(Path(run_dir)).progress(stage, model) if is_first else None, job)
     try:
         # submitit has installed a handler of its own, which pickles the task's state; our state is in the files.
-        for number in _SIGNALS:
-            signal.signal(number, _interrupt)
+        stop_at(_SIGNALS)
         _announce(Task(stage, model), job)
         _check_submitter()
         _remove_half_written_result()
         summary = execute(open_run(Path(run_dir)), Task(stage, model), progress)
         # From here on there is nothing to save.
-        _heed_no_more()
+        ignore(_SIGNALS)
     except Interrupted:
         elapsed_s = time.time() - started_unix_s
         at_limit = elapsed_s >= timeout_min * 60 - delay_s - _EARLY_S
@@ -127,17 +126,6 @@ def _meet(processes: int) -> bool:
             f"{found.world_size}: does an option in its sbatch table change their number?"
         )
     return bool(found.rank == 0)
-
-
-def _interrupt(*_: object) -> None:
-    # One is enough, and the next may come while this one is heeded.
-    _heed_no_more()
-    interrupt()
-
-
-def _heed_no_more() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_submitter() -> None:

@@ -19,7 +19,7 @@ from simhpc.cluster.status import BEFORE
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.stages import stage_module
-from simhpc.stages.progress import Progress, interrupt, read_progress
+from simhpc.stages.progress import Progress, read_progress, stop_at
 from simhpc.stages.task import Task, execute_task
 
 _POLL_S = 0.1
@@ -168,16 +168,11 @@ def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
 def run_task(run_dir: str, stage: str, model: str) -> dict[str, Any]:
     """What every local job runs: `stages.task.execute_task`, which saves what it has when the job is cancelled.
 
-    submitit cancels by SIGINT, and kills a second later what has not ended.
+    submitit cancels by SIGINT, which the task gets from a terminal's Ctrl-C too, and kills a second later what has
+    not ended.
     """
-    signal.signal(signal.SIGINT, _interrupt)
+    stop_at([signal.SIGINT])
     return execute_task(run_dir, stage, model)
-
-
-def _interrupt(*_: object) -> None:
-    # One is enough: Ctrl-C in a terminal reaches the task too, and the next may come while this one is heeded.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    interrupt()
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,24 @@ def interrupt(*_: object) -> None:
     _is_interrupted = True
     if not _is_held_back:
         raise Interrupted
+
+
+def stop_at(signals: Iterable[signal.Signals]) -> None:
+    """Let the first of these signals stop the task, and ignore all later ones: one may come while one is heeded."""
+    numbers = tuple(signals)
+
+    def stop(*_: object) -> None:
+        ignore(numbers)
+        interrupt()
+
+    for number in numbers:
+        signal.signal(number, stop)
+
+
+def ignore(signals: Iterable[signal.Signals]) -> None:
+    """Let these signals do nothing from now on."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def is_interrupted() -> bool:
