@@ -95,7 +95,9 @@ class Trainer:
             repetitions=training.repeated_augmentation,
             seed=seed,
         )
-        self._images = TrainingImages(images, positions, recipe.make_transform(training, data), seed)
+        self._images = TrainingImages(
+            images, positions, recipe.make_transform(training, data), seed if training.random_views else None
+        )
         self._workers = workers
         self._mixing = recipe.make_mixing(training, num_classes)
         self._task = recipe.make_task(network, training, processes.device, *([kind] if kind is not None else []))
