@@ -177,7 +177,7 @@ def _child(work: Work, log: int, note: int) -> int:
 
 
 def _work(work: Work) -> None:
-    from simhpc.stages import STAGES, evaluate, progress, stage_module, train
+    from simhpc.stages import evaluate, progress, stage_module, stages_of, train
     from simhpc.stages.prepare import prepare
     from simhpc.stages.task import execute_task
     from simhpc.study import load_study
@@ -190,7 +190,7 @@ def _work(work: Work) -> None:
         return
     run = prepare(load_study(Path(work.study)), Path(work.root))
     if work.what == "all":
-        for stage in STAGES:
+        for stage in stages_of(run.study):
             for task in stage_module(stage).tasks(run):
                 execute_task(work.root, stage, task.model)
 
