@@ -55,8 +55,8 @@ def check(path: Path) -> None:
         block = file.read(BLOCK_BYTES)
         if block.startswith(_HDF5_MARK):
             raise ForeignFileError(
-                f"{path} has no seal (docs/formats.md), so it is not as simhpc wrote it: move it away, or delete it, and "
-                "run again"
+                f"{path} has no seal (docs/formats.md), so it is not as simhpc wrote it: move it away, or delete it, "
+                "and run again"
             )
         if not block.startswith(_MARK):
             raise BadFileError(
