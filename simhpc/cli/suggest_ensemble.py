@@ -46,7 +46,7 @@ def suggest_ensemble(
 
       simhpc suggest-ensemble runs/demo --json | jq .choices[0].members
     """
-    from simhpc.stages import suggest as stage
+    from simhpc.offline import suggest_ensemble as stage
 
     candidates = [key.strip() for key in among.split(",") if key.strip()]
     run = open_run(run_dir)

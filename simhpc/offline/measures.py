@@ -9,13 +9,13 @@ import numpy as np
 from simhpc.analysis import measures as measuring
 from simhpc.analysis.measures import Cost, Measure
 from simhpc.analysis.similarity import PairCounts
+from simhpc.offline.clean_answers import CleanAnswers, clean_answers
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
+from simhpc.offline.representations import representation_measures
 from simhpc.report import measures as measures_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
-from simhpc.stages.analyze_representations import representation_measures
-from simhpc.stages.clean_answers import CleanAnswers, clean_answers
 from simhpc.stages.representations import PASSES_PER_GRADIENT
 from simhpc.store import similarity
 

@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 from tiny import execute_all, tiny, write_study
 
 from simhpc.errors import ForeignFileError, SimhpcError
+from simhpc.offline import verify, verify_files
+from simhpc.offline.isolated import CallFailedError, Worker
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import aggregate, distill, verify, verify_files
-from simhpc.stages.isolated import CallFailedError, Worker
+from simhpc.stages import aggregate, distill
 from simhpc.stages.prepare import prepare
 from simhpc.store import adversarial, answers, attack_parts, checkpoint, image_set, predictions, similarity
 from simhpc.store import representations as representation_files

@@ -14,10 +14,10 @@ from damage import reseal
 from tiny import execute_all
 
 from simhpc.errors import AnalysisError, BadFileError
+from simhpc.offline import representations as joint
+from simhpc.offline.inputs import Settings, inputs_of_run, made_from
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages import OPTIONAL_STAGES
-from simhpc.stages import analyze_representations as joint
-from simhpc.stages.analysis_inputs import Settings, inputs_of_run, made_from
 from simhpc.stages.task import Task, execute_task
 from simhpc.store import representations as store
 from simhpc.store import similarity

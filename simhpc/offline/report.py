@@ -17,14 +17,14 @@ import numpy as np
 
 from simhpc.analysis.similarity import fooling_rates, similarity_order
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.analyze import ANALYSES
+from simhpc.offline.examples import examples
+from simhpc.offline.inputs import Inputs, made_from
 from simhpc.report.families import families
 from simhpc.report.page import document, summary
 from simhpc.report.page.about import ABOUT, About
 from simhpc.report.page.content import Analysis, Content, File, Grouping, ModelRow, Tree
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.analysis_inputs import Inputs, made_from
-from simhpc.stages.analyze import ANALYSES
-from simhpc.stages.examples import examples
 from simhpc.store import named_csv, predictions, similarity
 from simhpc.store.atomic import write_text
 from simhpc.store.provenance import Provenance

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from simhpc.errors import AnalysisError, BadFileError
+from simhpc.offline import inputs as analysis_inputs
+from simhpc.offline import measures as analyze_measures
+from simhpc.offline import suggest_ensemble as suggest
+from simhpc.offline.clean_answers import clean_answers
+from simhpc.offline.ensembles import analyze_ensembles
+from simhpc.offline.found_clusters import clusters_of
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import analysis_inputs, analyze_measures, suggest
-from simhpc.stages.analyze_ensembles import analyze_ensembles
-from simhpc.stages.clean_answers import clean_answers
-from simhpc.stages.found_clusters import clusters_of
 from simhpc.store import predictions, similarity
 
 KEYS = ["cnn", "convnext", "vit"]

@@ -12,9 +12,10 @@ import pytest
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, MissingInputError, ModelError
+from simhpc.offline import analyze as stage
+from simhpc.offline import inputs as analysis_inputs
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import aggregate, analysis_inputs
-from simhpc.stages import analyze as stage
+from simhpc.stages import aggregate
 from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 

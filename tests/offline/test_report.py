@@ -13,11 +13,11 @@ from report.html_page import Page
 from report.synthetic import EPS, synthetic_run
 
 from simhpc.errors import MissingInputError
+from simhpc.offline import analyze
+from simhpc.offline import report as stage
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run
 from simhpc.report.page import document
 from simhpc.rundir import RunDir, open_run
-from simhpc.stages import analyze
-from simhpc.stages import report as stage
-from simhpc.stages.analysis_inputs import Settings, inputs_of_files, inputs_of_run
 from simhpc.store import similarity
 from simhpc.study import Boosting
 

@@ -15,13 +15,13 @@ from simhpc.analysis import representations as analysis
 from simhpc.analysis.reliability import Outcomes
 from simhpc.analysis.representations import Measure
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
 from simhpc.report import representations as report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.seeds import derive_seed
 from simhpc.stages.aggregate import gather
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.stages.progress import read_progress
 from simhpc.stages.representations import PASSES_PER_GRADIENT, STAGE, usable_header
 from simhpc.store import representations, similarity

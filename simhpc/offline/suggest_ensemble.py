@@ -11,9 +11,9 @@ import numpy as np
 from simhpc.analysis import averaging
 from simhpc.analysis.suggest import Choice, suggest
 from simhpc.errors import AnalysisError, MissingInputError, nearest
+from simhpc.offline.clean_answers import clean_answers
 from simhpc.report.tables import plain
 from simhpc.rundir import Run
-from simhpc.stages.clean_answers import clean_answers
 from simhpc.store import similarity
 
 

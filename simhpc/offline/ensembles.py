@@ -7,13 +7,13 @@ import numpy as np
 from simhpc.analysis import averaging
 from simhpc.analysis import ensembles as ensembling
 from simhpc.errors import AnalysisError
+from simhpc.offline.clean_answers import clean_answers
+from simhpc.offline.found_clusters import clusters_of
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
 from simhpc.report import ensembles as ensembles_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import RunDir
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
-from simhpc.stages.clean_answers import clean_answers
-from simhpc.stages.found_clusters import clusters_of
 
 
 def analyze_ensembles(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome:
