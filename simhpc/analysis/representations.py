@@ -262,7 +262,7 @@ def noise(measure: Measure) -> Noise:
     values, errors = measure.values[upper], measure.std_errors[upper]
     known = np.isfinite(values) & np.isfinite(errors)
     values, errors, nan = values[known], errors[known], float("nan")
-    r = _correlation(measure.halves[:, :, upper[0], upper[1]][:, :, known])
+    r = correlation_of_halves(measure.halves[:, :, upper[0], upper[1]][:, :, known])
     reliability = spearman_brown(r)
     images_for_95 = nan
     if np.isfinite(r):
@@ -278,8 +278,8 @@ def noise(measure: Measure) -> Noise:
     )
 
 
-def _correlation(halves: Floats) -> float:
-    """Mean over the splits of (S, 2, P); NaN if there is none with three pairs that differ."""
+def correlation_of_halves(halves: Floats) -> float:
+    """Pearson's over pairs, mean over the splits of (S, 2, P); NaN if there is none with three pairs that differ."""
     found = []
     for one, two in halves:
         both = np.isfinite(one) & np.isfinite(two)

@@ -67,9 +67,9 @@ def summary(measures: Sequence[Measure], found: Comparison, names: Sequence[str]
                 "note": measure.note,
                 "mean": _mean(_pairs(measure.value)),
                 "mean_std_error": math.nan if measure.std_error is None else _mean(_pairs(measure.std_error)),
-                "reliability": reliability,
+                "reliability": measure.reliability,
             }
-            for measure, reliability in zip(measures, found.reliability, strict=True)
+            for measure in measures
         ],
         "correlations": [asdict(each) for each in found.correlations],
         "differing_most": [{**asdict(each), "a": names[each.a], "b": names[each.b]} for each in found.differing],
