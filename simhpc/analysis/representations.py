@@ -143,10 +143,13 @@ def linear_cka(features: Iterable[NDArray[Any]], seed: int, *, batch: int = BATC
 
 
 def _batches(n: int, batch: int, seed: int) -> list[NDArray[np.intp]]:
-    """Random batches of nearly one size; if need be smaller ones, so that there are some to make halves of."""
+    """Random batches of nearly one size; if need be smaller ones, so that there are some to make halves of.
+
+    An even number, so that halves of the batches are halves of the images; or one.
+    """
     if n < _FEWEST_IMAGES:
         raise AnalysisError(f"CKA needs {_FEWEST_IMAGES} images at least, there are {n}")
-    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _SMALLEST_BATCH))
+    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _SMALLEST_BATCH)) // 2 * 2 or 1
     return np.array_split(np.random.default_rng(seed).permutation(n), n_batches)
 
 

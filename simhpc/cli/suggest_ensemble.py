@@ -34,8 +34,8 @@ def suggest_ensemble(
     """Suggest models whose averaged probabilities are right most often, with an honest estimate of how often. Offline.
 
     Each rule chooses on one half of the images and is judged on the other, and the reverse: the accuracies are of
-    images that no choice has seen. The members shown are chosen on all images. A candidate whose predictions are missing
-    or damaged is left out; the exit code is then 1. docs/analyses.md says more.
+    images that no choice has seen. The members shown are chosen on all images. A candidate whose predictions are
+    missing or damaged is left out; the exit code is then 1. docs/analyses.md says more.
 
     [bold]Examples[/]
 
