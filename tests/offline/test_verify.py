@@ -283,6 +283,14 @@ def test_leftovers_of_killed_tasks(look, copied):
     assert {name: name in files_of(look(copied)) for name in names} == names
 
 
+def test_the_links_that_submitit_makes_are_not_told(look, copied):
+    (copied.dir.submissions / "train-1").mkdir(parents=True)
+    script = copied.dir.submissions / "train-1" / "4_submission.sh"
+    script.write_text("#!/bin/bash")
+    script.with_name(".submission_file_ab12.sh").symlink_to(script)
+    assert look(copied, deep=False).notes == []
+
+
 def test_linked_folders_are_looked_into(look, copied, tmp_path):
     """Large folders are often kept on another disk."""
     shutil.move(copied.dir.root / "checkpoints", tmp_path / "disk")
