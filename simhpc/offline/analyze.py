@@ -69,6 +69,7 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
             summary[name] = outcome.result
         files += outcome.files
         notes += [f"{name}: {note}" for note in outcome.notes]
+        problems += [f"{name}: {problem}" for problem in outcome.problems]
     if inputs.run is not None and inputs.columns and out.root == inputs.run.dir.root:
         # Made before the families of the models were known.
         matrix = similarity.load(inputs.run.dir.similarity)
