@@ -182,7 +182,8 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
     root = run.dir.root
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
-        if path.is_symlink():
+        # submitit links each of its batch scripts beside itself.
+        if path.is_symlink() and not name.startswith("slurm/"):
             notes.append(f"{_shown(name)} is a link to {_shown(str(path.readlink()))}: read, and never written through")
         if is_temporary(path.name):
             findings += _leftover(path, name)
