@@ -238,6 +238,20 @@ def test_folders_of_this_machine_are_not_passed_on(planted, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "also"), [("reliability", "reliability_widths"), ("distillation", "distillation_correlations")]
+)
+def test_all_tables_of_an_analysis_can_be_had(tmp_path, name, also):
+    run = synthetic_run(tmp_path / "run", n_models=4, n_attacked=0)
+    sha256 = stage.made_from(inputs_of_run(run, run.dir))["similarity_sha256"]
+    run.dir.analysis(f"{name}.json").write_text(json.dumps({"similarity_sha256": sha256}))
+    for table in (name, also):
+        run.dir.analysis(f"{table}.csv").write_text("a\n1\n")
+    _, page = page_of(run)
+    links = page.inside(page.one("section", id=name), "a")
+    assert [link["download"] for link in links] == [f"{name}.csv", f"{also}.csv"]
+
+
+@pytest.mark.parametrize(
     ("told", "passed_on"),
     [
         ("/work/her/runs/other", "other"),
