@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import attacks, evaluation, machine, precision, scaling, storage, summary, training
+from benchmarks import attacks, evaluation, machine, precision, scale, scaling, storage, summary, training
 from benchmarks.measures import Part
 from benchmarks.options import Options
 from benchmarks.peers import PEERS
@@ -36,6 +36,7 @@ PARTS: dict[str, Callable[[Options, Path], Part]] = {
     "storage": storage.measure,
     "evaluation": evaluation.measure,
     "scaling": scaling.measure,
+    "scale": scale.measure,
     "precision": precision.measure,
     "training": training.measure,
     "attacks": attacks.measure,

@@ -24,7 +24,7 @@ from simhpc.rundir import Run
 from simhpc.stages import stage_module
 from simhpc.stages.prepare import prepare
 from simhpc.stages.task import Task
-from simhpc.study import parse_study
+from simhpc.study import Study, parse_study
 from simhpc.zoo.timm_import import timm
 
 DIGITS_SIZE_PX = 32
@@ -73,7 +73,12 @@ def trained_digits(root: Path, n: int, epochs: int) -> Victim:
 
 
 def digits_run(root: Path, keys: list[str], n: int, *, epochs: int, steps: int = 10, device: str = "cpu") -> Run:
-    """A run directory of small ResNets that differ in nothing but their initialisation; nothing is executed yet.
+    """A run directory of `digits_study`; nothing is executed yet."""
+    return prepare(digits_study(keys, n, epochs=epochs, steps=steps, device=device), root)
+
+
+def digits_study(keys: list[str], n: int, *, epochs: int, steps: int = 10, device: str = "cpu") -> Study:
+    """Small ResNets that differ in nothing but their initialisation.
 
     Args:
         n: images that are attacked; the other digits train the models.
@@ -96,7 +101,7 @@ def digits_run(root: Path, keys: list[str], n: int, *, epochs: int, steps: int =
             for key in keys
         ],
     }
-    return prepare(parse_study(raw, base=root, where="benchmark"), root)
+    return parse_study(raw, base=Path(), where="benchmark")
 
 
 def execute(run: Run, stage: str, key: str | None = None) -> None:

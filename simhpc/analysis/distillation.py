@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from simhpc.analysis.resampling import interval
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -31,8 +32,6 @@ _FEWEST_FOR_INTERVAL = 5
 """Of fewer, most resamples are of two different teachers or one, whose correlation is 1, -1 or unknown."""
 _FEW_TEACHERS = 15
 """Below this a note says how little so few can show."""
-_SHARE_OF_RESAMPLES = 0.9
-"""That must have a correlation for there to be an interval."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Correlation:
         given: the other property, whose linear share is taken out of both (partial correlation); None: nothing is.
         n: teachers.
         r: in [-1, 1]; NaN if there are too few of them or one of the two does not vary.
-        ci_low, ci_high: percentile bootstrap over teachers; NaN without one.
+        ci_low, ci_high: percentile bootstrap over teachers; NaN without one (see `resampling.interval`).
     """
 
     group: Group
@@ -201,7 +200,7 @@ def _correlations(group: Group, values: Vector, settings: Settings) -> list[Corr
                 if np.isfinite(r) and n >= _FEWEST_FOR_INTERVAL:
                     drawn = None if control is None else control[draws]
                     resampled = correlation(of["distilled"][draws], of[name][draws], method, drawn)
-                    low, high = _interval(resampled, settings.confidence)
+                    low, high = interval(resampled, settings.confidence)
                 found.append(Correlation(group, name, given, method, n, r, low, high))
     return found
 
@@ -210,7 +209,7 @@ def _gain(group: Group, gains: Vector, settings: Settings) -> Gain:
     n = len(gains)
     low = high = np.nan
     if n >= _FEWEST_FOR_INTERVAL and np.isfinite(gains).all():
-        low, high = _interval(gains[_resamples(n, settings, group)].mean(axis=1), settings.confidence)
+        low, high = interval(gains[_resamples(n, settings, group)].mean(axis=1), settings.confidence)
     return Gain(group, n, float(gains.mean()) if n else np.nan, low, high)
 
 
@@ -218,14 +217,6 @@ def _resamples(n: int, settings: Settings, group: Group) -> NDArray[np.int64]:
     """(resamples, N) positions, drawn with replacement."""
     random = np.random.default_rng(derive_seed(settings.seed, "teachers", group))
     return random.integers(0, max(n, 1), (settings.resamples, n))
-
-
-def _interval(resampled: Vector, confidence: float) -> tuple[float, float]:
-    known = resampled[np.isfinite(resampled)]
-    if len(known) < _SHARE_OF_RESAMPLES * len(resampled):
-        return np.nan, np.nan
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def _means(values: Vector) -> Vector:

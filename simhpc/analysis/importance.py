@@ -26,7 +26,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from simhpc.analysis.resampling import model_weights, pair_means
+from simhpc.analysis.resampling import MOST_UNDEFINED, model_weights, pair_means
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -180,9 +180,10 @@ def importance(
     n_same, same_mean, n_different, different_mean = _means(similarity, coded)
     difference = same_mean - different_mean
     low, high, defined = bootstrap_difference(similarity, coded, settings)
-    if rare := [name for name, share, d in zip(columns, defined, difference, strict=True) if share < 0.95 and d == d]:
+    few = 1.0 - MOST_UNDEFINED
+    if rare := [name for name, share, d in zip(columns, defined, difference, strict=True) if share < few and d == d]:
         notes.append(
-            "more than 5 % of the resamples of models had no pair to compare, and were left out of the interval: "
+            f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, and were left out of the interval: "
             + ", ".join(rare)
         )
     return Importance(

@@ -16,6 +16,9 @@ Positions = NDArray[np.int64]
 _AT_ONCE = 1 << 21
 """Numbers of an array that is worked on at once: 16 MiB."""
 
+MOST_UNDEFINED = 0.05
+"""Share of resamples that may leave nothing to compute."""
+
 
 def model_weights(n_models: int, resamples: int, seed: int) -> Matrix:
     """How often each model is drawn in each resample: float64 (R, N), rows sum to N."""
@@ -91,12 +94,12 @@ def partial(correlations: Matrix, x: int, y: int, given: int) -> Matrix:
 
 
 def interval(resampled: Matrix, confidence: float) -> tuple[float, float]:
-    """Percentile interval of (R,) resampled numbers; NaN where more than 5 % of them are not defined.
+    """Percentile interval of (R,) resampled numbers; NaN where more than `MOST_UNDEFINED` of them are not defined.
 
     Those that are left then are of peculiar draws, and their interval would look surer than anything is.
     """
     defined = resampled[np.isfinite(resampled)]
-    if len(defined) < 0.95 * len(resampled):
+    if len(resampled) - len(defined) > MOST_UNDEFINED * len(resampled):
         return float("nan"), float("nan")
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(defined, [tail, 100.0 - tail])

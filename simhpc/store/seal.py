@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from simhpc.errors import BadFileError
+from simhpc.errors import BadFileError, ForeignFileError
 
 BLOCK_BYTES = 512
 """The least that HDF5 allows."""
@@ -44,19 +44,20 @@ def seal(path: Path, data: Iterable[Extent]) -> None:
         file.write(block)
 
 
-def check(path: Path) -> bool:
+def check(path: Path) -> None:
     """Compare a file with its seal.
 
-    Returns:
-        False for an HDF5 file without one: of an earlier simhpc, or somebody else's.
-
     Raises:
+        ForeignFileError: it is HDF5 without one, which no file of a run is.
         BadFileError: it is no HDF5 file, or not, byte for byte, what was written.
     """
     with path.open("rb") as file:
         block = file.read(BLOCK_BYTES)
         if block.startswith(_HDF5_MARK):
-            return False
+            raise ForeignFileError(
+                f"{path} has no seal (docs/formats.md), so it is not as simhpc wrote it: move it away, or delete it, "
+                "and run again"
+            )
         if not block.startswith(_MARK):
             raise BadFileError(
                 f"{path} cannot be read as HDF5, it may be truncated or damaged (it does not begin as such files do): "
@@ -67,7 +68,6 @@ def check(path: Path) -> bool:
                 f"{path} is truncated, damaged or was edited: it is not what its seal says (docs/formats.md): "
                 "delete it and run again"
             )
-        return True
 
 
 def _is_intact(file: BinaryIO, block: bytes) -> bool:

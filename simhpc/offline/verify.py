@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simhpc.errors import BadFileError, MissingInputError, SimhpcError
+from simhpc.offline import verify_files
+from simhpc.offline.isolated import CallFailedError, Worker
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import inputs, prepare, verify_files
-from simhpc.stages.isolated import CallFailedError, Worker
+from simhpc.stages import inputs, prepare
 from simhpc.stages.task import ALL
 from simhpc.store import image_set
 from simhpc.store.atomic import is_left_over, is_temporary
