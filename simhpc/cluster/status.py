@@ -167,7 +167,7 @@ class RunStatus:
             "notes": list(self.notes),
             "asked_unix_s": self.asked_unix_s,
             "stages": [asdict(summary) for summary in self.stages()],
-            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.begun()],
+            "tasks": [{**vars(task), "is_live": task.is_live} for task in self.begun()],
         }
 
 
