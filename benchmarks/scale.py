@@ -46,7 +46,7 @@ _INPUTS = """
 import sys
 from pathlib import Path
 from simhpc.rundir import open_run
-from simhpc.stages.analysis_inputs import inputs_of_run
+from simhpc.offline.inputs import inputs_of_run
 run = open_run(Path(sys.argv[1]))
 inputs_of_run(run, run.dir, Path(sys.argv[2]))
 """

@@ -18,9 +18,11 @@ from tiny import tiny, write_study
 from simhpc.cluster.profile import parse_profile
 from simhpc.errors import SimhpcError
 from simhpc.rundir import RunDir
-from simhpc.store import attack_parts, hdf5
+from simhpc.store import attack_parts, checkpoint, hdf5
 from simhpc.store.atomic import replacing, write_text
+from simhpc.store.step_log import StepLog
 from simhpc.study import load_study
+from simhpc.zoo.training.states import States
 
 PACKAGE = Path(__file__).parents[1] / "simhpc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -133,7 +135,13 @@ def test_files_are_made_with_the_users_umask(tmp_path, umask, mask, expected):
     umask(mask)
     write_text(tmp_path / "sub" / "a.txt", "x")
     hdf5.write(tmp_path / "a.h5", kind="k", version=1, attributes={}, datasets={"a": np.arange(3)})
-    assert mode(tmp_path / "sub" / "a.txt") == mode(tmp_path / "a.h5") == expected
+    checkpoint.save(tmp_path / "a.safetensors", {"a": np.arange(3)}, {})
+    StepLog(tmp_path / "a.jsonl", after_step=0).flush()
+    States(tmp_path / "states", "0" * 64).save(1, {})
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix: mode(path) for path in made} == dict.fromkeys(
+        (".txt", ".h5", ".safetensors", ".jsonl", ".pt"), expected
+    )
 
 
 def test_nothing_is_writable_for_all_whatever_the_umask(tmp_path):

@@ -49,7 +49,25 @@ def test_what_is_given_wins_and_what_is_nearer_wins():
     assert (plain.epochs, plain.lr, plain.mixup_alpha, plain.auto_augment) == (5, 1e-3, 0.8, None)
     assert (lr.epochs, lr.lr) == (5, 0.5)
     assert (rsb.epochs, rsb.loss, rsb.min_lr, rsb.auto_augment) == (300, "bce", 0.25, "rand-m7-mstd0.5-inc1")
-    assert rsb.random_erasing_mode == "pixel"  # of deit, on which rsb-a2 says nothing
+
+
+@pytest.mark.parametrize("own", PRESETS)
+@pytest.mark.parametrize("shared", PRESETS)
+def test_a_models_preset_is_that_recipe_whatever_preset_the_others_have(shared, own):
+    alone = parse(with_training({"images": "folder:train"}, {"preset": own})).models[0].training
+    study = parse(with_training({"images": "folder:train", "preset": shared}, {"preset": own}))
+    mixed = study.models[0].training
+    # Where its warm-up begins is all that `small` leaves open; flipping it does too, and the others flip alike.
+    assert mixed.model_copy(update={"warmup_lr": alone.warmup_lr}) == alone
+    assert mixed.warmup_lr == alone.warmup_lr or own == "small"
+    assert parse(tomllib.loads(dump_study(study))) == study
+
+
+def test_a_students_preset_is_that_recipe_too():
+    raw = with_training({"preset": "rsb-a1"}, {}, {})
+    raw["distillations"] = [{"student": "m0", "teachers": ["m1"], "training": {"preset": "deit"}}]
+    student = parse(raw).students[0].model.training
+    assert (student.loss, student.bce_target_threshold, student.mixup_alpha) == ("ce", 0.0, 0.8)
 
 
 def test_a_preset_that_there_is_not():

@@ -174,12 +174,14 @@ def of_size(
     """The ensembles of one size: see `OfSize`."""
     m = len(outputs.right)
     members = subsets(m, size, settings.samples, derive_seed(settings.seed, "ensembles", size))
-    alone = outputs.right.mean(axis=1)
     judged = [outputs.judge(row) for row in members.tolist()]
-    accuracy = np.array([right.mean() for right, _ in judged])
-    all_wrong = np.array([1.0 - outputs.right[row].any(axis=0).mean() for row in members])
-    mean_member = alone[members].mean(axis=1)
-    error = 1.0 - mean_member
+    # Whole numbers up to the one division: what is equal must not be ranked by how it was rounded.
+    n_images = outputs.right.shape[1]
+    alone = outputs.right.sum(axis=1)
+    n_right = np.array([np.count_nonzero(right) for right, _ in judged])
+    n_all_wrong = np.array([np.count_nonzero(~outputs.right[row].any(axis=0)) for row in members])
+    of_all_members = alone[members].sum(axis=1)
+    n_wrong = size * n_images - of_all_members
     cluster = np.array([np.nan if label is None else label for label in labels])
     of_members = np.sort(cluster[members], axis=1)
     n_clusters = 1.0 + (np.diff(of_members, axis=1) != 0).sum(axis=1)
@@ -187,11 +189,13 @@ def of_size(
         size=size,
         n_possible=math.comb(m, size),
         members=members,
-        accuracy=accuracy,
-        mean_member_accuracy=mean_member,
-        best_member_accuracy=alone[members].max(axis=1),
-        error_reduction=np.divide(accuracy - mean_member, error, out=np.full(len(members), np.nan), where=error > 0),
-        all_wrong_share=all_wrong,
+        accuracy=n_right / n_images,
+        mean_member_accuracy=of_all_members / (size * n_images),
+        best_member_accuracy=alone[members].max(axis=1) / n_images,
+        error_reduction=np.divide(
+            size * n_right - of_all_members, n_wrong, out=np.full(len(members), np.nan), where=n_wrong > 0
+        ),
+        all_wrong_share=n_all_wrong / n_images,
         mean_sat=np.mean([similarity[members[:, a], members[:, b]] for a, b in _pairs(size)], axis=0),
         n_clusters=np.where(np.isnan(of_members).any(axis=1), np.nan, n_clusters),
         n_unsure=sum(unsure for _, unsure in judged),

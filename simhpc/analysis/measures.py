@@ -9,11 +9,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simhpc.analysis import resampling
+from simhpc.analysis.reliability import spearman_brown
+from simhpc.analysis.representations import correlation_of_halves, halves
 from simhpc.analysis.similarity import PairCounts, sat
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
@@ -26,6 +29,8 @@ _MOST_COMPARISONS = 5e9
 """Numbers that `divergence_images` lets be compared: ten seconds on one core."""
 _FEWEST_IMAGES = 200
 _PAIRS_AT_ONCE = 1000
+_MOST_BATCHES = 20
+"""Of images, halves of which are halves of the images."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Measure:
         is_similarity: whether alike models have large values; else small ones.
         n_images: that the values were made from, at most; None: `note` says it.
         note: what it was made from, in words.
+        reliability: correlation over pairs of the values from two halves of the images (Pearson's, mean over ways to
+            halve them), brought to all images by Spearman and Brown's formula: the share of the spread over pairs that
+            is not sampling error of the images. NaN unknown.
     """
 
     name: str
@@ -83,6 +91,7 @@ class Measure:
     n_images: int | None
     cost: Cost
     note: str = ""
+    reliability: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -123,24 +132,23 @@ class Comparison:
 
     Attributes:
         correlations: of every two measures, in their order.
-        reliability: of each measure: 1 - mean squared standard error / variance over pairs, what is not sampling error
-            of the images; at least 0, NaN where unknown. Correlations with a measure of low reliability are low
-            whatever it measures.
         differing: by measure; the largest differences of ranks first.
     """
 
     correlations: list[Correlation]
-    reliability: list[float]
     differing: list[Differing]
     notes: list[str]
 
 
-def transferability(value: Matrix, counts: PairCounts, floor_percent: float, cost: Cost, settings: Settings) -> Measure:
+def transferability(
+    value: Matrix, counts: PairCounts, floor_percent: float, cost: Cost, reliability: float, settings: Settings
+) -> Measure:
     """SAT as one of the measures, its standard error by drawing images of X_AB again.
 
     Args:
         value: (M, M), SAT.
         counts: see `analysis.similarity`.
+        reliability: it takes single images, which the counts are not of.
     """
     a, b = np.nonzero(np.triu((counts.both >= 0) & (counts.common > 0), k=1))
     two = counts.both[a, b]
@@ -151,7 +159,8 @@ def transferability(value: Matrix, counts: PairCounts, floor_percent: float, cos
 
     cells = np.stack([counts.common[a, b] - one - two, one, two], axis=1)
     error = _symmetric(len(value), a, b, resampled_std(cells, statistic, settings, "sat"))
-    return Measure("sat", value, error, "ln of a percentage", True, int(counts.common.max(initial=0)), cost)
+    n_images = int(counts.common.max(initial=0))
+    return Measure("sat", value, error, "ln of a percentage", True, n_images, cost, reliability=reliability)
 
 
 def error_consistency(right: NDArray[np.bool_], settings: Settings) -> Measure:
@@ -163,18 +172,24 @@ def error_consistency(right: NDArray[np.bool_], settings: Settings) -> Measure:
     Args:
         right: bool (M, N).
     """
+    (m, n), (a, b) = right.shape, np.triu_indices(len(right), k=1)
+    of_batches = np.stack([_cells(right[:, batch]) for batch in _batches(n, settings)])
+    cells = of_batches.sum(axis=0, dtype=np.int64)
+    value = _symmetric(m, a, b, kappa(cells.astype(np.float64)))
+    error = _symmetric(m, a, b, resampled_std(cells, kappa, settings, "error_consistency"))
+    reliability = _reliability(of_batches, kappa, settings)
+    return Measure("error_consistency", value, error, "kappa", True, n, Cost(), reliability=reliability)
+
+
+def _cells(right: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Counts of images as `kappa` takes them, of all unordered pairs: (M, N) to (P, 4)."""
     a, b = np.triu_indices(len(right), k=1)
     as_float = right.astype(np.float32)
-    both = np.rint(as_float @ as_float.T).astype(np.int64)
-    n_right = right.sum(axis=1)
-    n = right.shape[1]
-    cells = np.stack(
-        [both[a, b], n_right[a] - both[a, b], n_right[b] - both[a, b], n - n_right[a] - n_right[b] + both[a, b]],
-        axis=1,
-    )
-    value = _symmetric(len(right), a, b, kappa(cells.astype(np.float64)))
-    error = _symmetric(len(right), a, b, resampled_std(cells, kappa, settings, "error_consistency"))
-    return Measure("error_consistency", value, error, "kappa", True, n, Cost())
+    both = np.rint(as_float @ as_float.T).astype(np.int32)[a, b]
+    n_right = right.sum(axis=1, dtype=np.int32)
+    one, other = n_right[a] - both, n_right[b] - both
+    cells: NDArray[np.int32] = np.stack([both, one, other, right.shape[1] - both - one - other], axis=1)
+    return cells
 
 
 def kappa(cells: Matrix) -> Matrix:
@@ -188,15 +203,28 @@ def kappa(cells: Matrix) -> Matrix:
     return found
 
 
-def disagreement(predicted: NDArray[np.int32]) -> Measure:
+def disagreement(predicted: NDArray[np.int32], settings: Settings) -> Measure:
     """Share of images on which two models answer different classes; its standard error is the bootstrap's, exactly.
 
     Args:
         predicted: int32 (M, N), N >= 1.
     """
-    n = predicted.shape[1]
-    value = np.stack([(row != predicted).mean(axis=1) for row in predicted])
-    return Measure("disagreement", value, np.sqrt(value * (1.0 - value) / n), "fraction", False, n, Cost())
+    (m, n), (a, b) = predicted.shape, np.triu_indices(len(predicted), k=1)
+
+    def cells(some: NDArray[np.int32]) -> NDArray[np.int32]:
+        differ = np.stack([np.count_nonzero(row != some, axis=1) for row in some])[a, b]
+        found: NDArray[np.int32] = np.stack([some.shape[1] - differ, differ], axis=1).astype(np.int32)
+        return found
+
+    def share(cells: Matrix) -> Matrix:
+        found: Matrix = cells[..., 1] / cells.sum(axis=-1)
+        return found
+
+    of_batches = np.stack([cells(predicted[:, batch]) for batch in _batches(n, settings)])
+    value = np.zeros((m, m))
+    value[a, b] = value[b, a] = share(of_batches.sum(axis=0, dtype=np.float64))
+    error, reliability = np.sqrt(value * (1.0 - value) / n), _reliability(of_batches, share, settings)
+    return Measure("disagreement", value, error, "fraction", False, n, Cost(), reliability=reliability)
 
 
 def divergence_images(n_models: int, n_images: int, n_classes: int, seed: int) -> Positions:
@@ -213,7 +241,7 @@ def divergence_images(n_models: int, n_images: int, n_classes: int, seed: int) -
     return np.sort(random.choice(n_images, most, replace=False))
 
 
-def divergence(blocks: Iterable[NDArray[np.float16]], images: Positions) -> Measure:
+def divergence(blocks: Iterable[NDArray[np.float16]], images: Positions, settings: Settings) -> Measure:
     """Mean Jensen-Shannon divergence of two models' probabilities, in nats: 0 to ln 2 (Lin 1991).
 
     H((p + q) / 2) - (H(p) + H(q)) / 2 of each image, and the mean over images; its standard error is that of a mean,
@@ -223,21 +251,27 @@ def divergence(blocks: Iterable[NDArray[np.float16]], images: Positions) -> Meas
         blocks: float16 (M, B, K) of successive images.
         images: int64 (n,), increasing positions of those that are used.
     """
-    total = squares = np.empty((0, 0))
-    start = 0
+    n, start = len(images), 0
+    batches = _batches(n, settings)
+    batch_of = np.empty(n, dtype=np.int64)
+    for number, batch in enumerate(batches):
+        batch_of[batch] = number
+    sums, squares = np.empty((0, 0, 0)), np.empty((0, 0))
     for block in blocks:
-        inside = images[(images >= start) & (images < start + block.shape[1])] - start
-        start += block.shape[1]
-        if not total.size:
-            total, squares = np.zeros((2, len(block), len(block)))
-        for position in inside:
-            found = _divergences(block[:, position].astype(np.float32))
-            total += found
+        if not sums.size:
+            sums, squares = np.zeros((len(batches), len(block), len(block))), np.zeros((len(block), len(block)))
+        for k in np.flatnonzero((images >= start) & (images < start + block.shape[1])):
+            found = _divergences(block[:, images[k] - start].astype(np.float32))
+            sums[batch_of[k]] += found
             squares += found**2
-    n = len(images)
-    mean = total / n
+        start += block.shape[1]
+    mean = sums.sum(axis=0) / n
     error = np.sqrt(np.maximum(squares / n - mean**2, 0.0) / n)
-    return Measure("js_divergence", mean + mean.T, error + error.T, "nats", False, n, Cost())
+    upper = np.triu_indices(len(mean), k=1)
+    counted = np.array([len(batch) for batch in batches], dtype=np.float64)
+    cells = np.stack([sums[:, *upper], np.broadcast_to(counted[:, None], (len(batches), len(upper[0])))], axis=2)
+    reliability = _reliability(cells, lambda of: of[..., 0] / of[..., 1], settings)
+    return Measure("js_divergence", mean + mean.T, error + error.T, "nats", False, n, Cost(), reliability=reliability)
 
 
 def _divergences(probabilities: NDArray[np.float32]) -> Matrix:
@@ -256,6 +290,27 @@ def _divergences(probabilities: NDArray[np.float32]) -> Matrix:
         found[a, a + 1 :] = (negative_entropy[a] + negative_entropy[a + 1 :] - of_sum) / 2.0 + math.log(2.0)
     # Of equal distributions rounding can leave -1e-7.
     return np.maximum(found, 0.0)
+
+
+def _batches(n: int, settings: Settings) -> list[Positions]:
+    """Positions of n images in batches of nearly one size, at random; an even number of batches, or one."""
+    order = np.random.default_rng(derive_seed(settings.seed, "measures batches")).permutation(n)
+    return np.array_split(order, max(1, min(_MOST_BATCHES, n) // 2 * 2))
+
+
+def _reliability(of_batches: NDArray[Any], statistic: Callable[[Matrix], Matrix], settings: Settings) -> float:
+    """`Measure.reliability` of a statistic of sums over images.
+
+    Args:
+        of_batches: (B, P, C), sums over the images of each batch, of each pair.
+        statistic: float64 (P, C) sums to (P,).
+    """
+
+    def of(part: Positions) -> Matrix:
+        return statistic(of_batches[part].sum(axis=0, dtype=np.float64))
+
+    split = [(of(one), of(two)) for one, two in halves(len(of_batches), derive_seed(settings.seed, "measures halves"))]
+    return spearman_brown(correlation_of_halves(np.array(split))) if split else math.nan
 
 
 def resampled_std(
@@ -307,17 +362,16 @@ def compare(measures: Sequence[Measure], settings: Settings) -> Comparison:
     values = np.stack([measure.value[a, b] for measure in measures])
     weights = resampling.model_weights(m, settings.resamples, derive_seed(settings.seed, "measures"))
     correlations = _correlations([measure.name for measure in measures], values, members, weights, settings)
-    reliability = [_reliability(measure, a, b) for measure in measures]
     differing = []
     for measure, row in zip(measures[1:], values[1:], strict=True):
         differing += _differing(measures[0], measure, values[0], row, members, settings)
     notes = [
         f"{measure.name}: more than half of its spread over pairs is sampling error of the images "
-        f"(reliability {share:.2f})"
-        for measure, share in zip(measures, reliability, strict=True)
-        if share < 0.5
+        f"(reliability {measure.reliability:.2f})"
+        for measure in measures
+        if measure.reliability < 0.5
     ]
-    return Comparison(correlations, reliability, differing, notes)
+    return Comparison(correlations, differing, notes)
 
 
 def _correlations(
@@ -341,16 +395,6 @@ def _correlations(
             low, high = resampling.interval(drawn[:, x, y], settings.confidence)
             found[one, other] = Correlation(names[one], names[other], int(which.sum()), rho, low, high)
     return [found[pair] for pair in itertools.combinations(range(len(names)), 2)]
-
-
-def _reliability(measure: Measure, a: Positions, b: Positions) -> float:
-    if measure.std_error is None:
-        return math.nan
-    value, error = measure.value[a, b], measure.std_error[a, b]
-    known = np.isfinite(value) & np.isfinite(error)
-    if np.count_nonzero(known) < 3 or np.ptp(value[known]) == 0:
-        return math.nan
-    return max(0.0, 1.0 - float((error[known] ** 2).mean() / value[known].var(ddof=1)))
 
 
 def _differing(

@@ -143,10 +143,13 @@ def linear_cka(features: Iterable[NDArray[Any]], seed: int, *, batch: int = BATC
 
 
 def _batches(n: int, batch: int, seed: int) -> list[NDArray[np.intp]]:
-    """Random batches of nearly one size; if need be smaller ones, so that there are some to make halves of."""
+    """Random batches of nearly one size; if need be smaller ones, so that there are some to make halves of.
+
+    An even number, so that halves of the batches are halves of the images; or one.
+    """
     if n < _FEWEST_IMAGES:
         raise AnalysisError(f"CKA needs {_FEWEST_IMAGES} images at least, there are {n}")
-    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _SMALLEST_BATCH))
+    n_batches = max(-(-n // batch), min(_FEWEST_BATCHES, n // _SMALLEST_BATCH)) // 2 * 2 or 1
     return np.array_split(np.random.default_rng(seed).permutation(n), n_batches)
 
 
@@ -262,7 +265,7 @@ def noise(measure: Measure) -> Noise:
     values, errors = measure.values[upper], measure.std_errors[upper]
     known = np.isfinite(values) & np.isfinite(errors)
     values, errors, nan = values[known], errors[known], float("nan")
-    r = _correlation(measure.halves[:, :, upper[0], upper[1]][:, :, known])
+    r = correlation_of_halves(measure.halves[:, :, upper[0], upper[1]][:, :, known])
     reliability = spearman_brown(r)
     images_for_95 = nan
     if np.isfinite(r):
@@ -278,8 +281,8 @@ def noise(measure: Measure) -> Noise:
     )
 
 
-def _correlation(halves: Floats) -> float:
-    """Mean over the splits of (S, 2, P); NaN if there is none with three pairs that differ."""
+def correlation_of_halves(halves: Floats) -> float:
+    """Pearson's over pairs, mean over the splits of (S, 2, P); NaN if there is none with three pairs that differ."""
     found = []
     for one, two in halves:
         both = np.isfinite(one) & np.isfinite(two)

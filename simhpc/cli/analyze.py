@@ -98,8 +98,8 @@ def analyze(
         changes["encoding"] = encoding.value
     if seed is not None:
         changes["seed"] = seed
-    from simhpc.stages import analysis_inputs
-    from simhpc.stages import analyze as stage
+    from simhpc.offline import analyze as stage
+    from simhpc.offline import inputs as analysis_inputs
 
     if run_dir is not None:
         run = open_run(run_dir)

@@ -104,10 +104,14 @@ def plan(
     if profile is not None:
         on_gpu = [stage for stage in ALL_STAGES if uses_gpu(profile, study.resources, stage)]
         at_once = {stage: profile.resources(stage).array_parallelism for stage in ALL_STAGES}
+        processes = {stage: profile.resources(stage).processes for stage in ALL_STAGES}
     else:
         on_gpu = list(ALL_STAGES) if study.resources.device != "cpu" and cuda_devices() else []
-        at_once = dict.fromkeys(ALL_STAGES, workers or 1)
-    found = estimate(run, facts, costs, accuracy=accuracy, speeds=speeds, on_gpu=on_gpu, optional=optional or ())
+        at_once, processes = dict.fromkeys(ALL_STAGES, workers or 1), dict.fromkeys(ALL_STAGES, 1)
+    found = estimate(
+        run, facts, costs,
+        accuracy=accuracy, speeds=speeds, on_gpu=on_gpu, processes=processes, optional=optional or (),
+    )  # fmt: skip
     stages = forecast(found, at_once)
     notes = warnings(found, profile, str(profile_file)) if profile is not None else []
     result = _Plan(run, facts, found, stages, notes)

@@ -45,7 +45,7 @@ def report(
         raise SimhpcError("give either a run directory or --similarity, a matrix")
     if run_dir is not None and analysis is not None:
         raise SimhpcError("--analysis goes with --similarity: the analyses of a run lie in the run directory")
-    from simhpc.stages import report as stage
+    from simhpc.offline import report as stage
 
     if run_dir is not None:
         run = open_run(run_dir)

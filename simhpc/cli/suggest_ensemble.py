@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simhpc.cli.console import output, tell
+from simhpc.cli.console import errors, output, tell
 from simhpc.rundir import open_run
 
 _NAMES = {
@@ -34,7 +34,8 @@ def suggest_ensemble(
     """Suggest models whose averaged probabilities are right most often, with an honest estimate of how often. Offline.
 
     Each rule chooses on one half of the images and is judged on the other, and the reverse: the accuracies are of
-    images that no choice has seen. The members shown are chosen on all images. docs/analyses.md says more.
+    images that no choice has seen. The members shown are chosen on all images. A candidate whose predictions are
+    missing or damaged is left out; the exit code is then 1. docs/analyses.md says more.
 
     [bold]Examples[/]
 
@@ -46,15 +47,19 @@ def suggest_ensemble(
 
       simhpc suggest-ensemble runs/demo --json | jq .choices[0].members
     """
-    from simhpc.stages import suggest as stage
+    from simhpc.offline import suggest_ensemble as stage
 
     candidates = [key.strip() for key in among.split(",") if key.strip()]
     run = open_run(run_dir)
     found = stage.suggest_ensemble(run, size, among=candidates, include=include or [], seed=seed)
     if as_json:
         print(json.dumps(found, indent=1))
-        return
-    _show(found)
+    else:
+        _show(found)
+    for problem in found["problems"]:
+        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    if found["problems"]:
+        raise typer.Exit(1)
 
 
 def _show(found: dict[str, Any]) -> None:

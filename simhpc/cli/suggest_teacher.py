@@ -33,7 +33,7 @@ def suggest_teacher(
 
       simhpc suggest-teacher runs/distill25 deit_tiny_patch16_224 --json | jq '.candidates[0]'
     """
-    from simhpc.stages.suggest_teacher import suggest_teacher as suggest
+    from simhpc.offline.suggest_teacher import suggest_teacher as suggest
 
     found = suggest(open_run(run_dir), student, distillation)
     if as_json:

@@ -37,7 +37,7 @@ def verify(
 
       simhpc verify runs/demo --deep --repair && simhpc run jobs/demo.toml
     """
-    from simhpc.stages import verify as stage
+    from simhpc.offline import verify as stage
 
     where, found = stage.verify_root(run_dir, deep=deep)
     removable = list(dict.fromkeys(finding.file for finding in found.findings if finding.is_removable))

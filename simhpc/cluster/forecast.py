@@ -23,10 +23,10 @@ class StageForecast:
         n_tasks, n_done: of the stage.
         at_once: tasks that run side by side.
         flops, todo_flops: of all its tasks, and of what is left to do.
-        device_s: seconds that its tasks take in all, one device each; None when unknown.
+        device_s: seconds that the processes of its tasks take in all, one device each; None when unknown.
         longest_s: of its longest task.
         wall_s: from its start to its end.
-        memory_bytes, device_bytes: peak of its largest task, on the host and on the GPU.
+        memory_bytes, device_bytes: peak of a process of its largest task, on the host and on the GPU.
         temporary_bytes: unfinished batches on the disk at most, gone when the stage is over.
     """
 
@@ -54,9 +54,10 @@ def forecast(estimate: Estimate, at_once: dict[str, int]) -> list[StageForecast]
 
 
 def _stage(stage: str, tasks: Sequence[TaskEstimate], at_once: int) -> StageForecast:
-    seconds = [task.todo_s for task in tasks if not task.is_done and task.todo_s is not None]
+    todo = [task for task in tasks if not task.is_done and task.todo_s is not None]
+    seconds = [task.todo_s or 0.0 for task in todo]
     is_known = all(task.todo_s is not None for task in tasks)
-    todo = sorted((task.written_most_bytes for task in tasks if not task.is_done), reverse=True)
+    written = sorted((task.written_most_bytes for task in tasks if not task.is_done), reverse=True)
     return StageForecast(
         stage=stage,
         n_tasks=len(tasks),
@@ -64,12 +65,12 @@ def _stage(stage: str, tasks: Sequence[TaskEstimate], at_once: int) -> StageFore
         at_once=at_once,
         flops=sum(task.flops for task in tasks),
         todo_flops=sum(task.todo_flops for task in tasks),
-        device_s=sum(seconds) if is_known else None,
+        device_s=sum(task.processes * (task.todo_s or 0.0) for task in todo) if is_known else None,
         longest_s=max(seconds, default=0.0) if is_known else None,
         wall_s=makespan_s(seconds, at_once) if is_known else None,
         memory_bytes=max(task.memory_bytes for task in tasks),
         device_bytes=max(task.device_bytes for task in tasks),
-        temporary_bytes=sum(todo[:at_once]) if stage in ("attack", "evaluate") else 0,
+        temporary_bytes=sum(written[:at_once]) if stage in ("attack", "evaluate") else 0,
     )
 
 
@@ -115,9 +116,10 @@ def warnings(estimate: Estimate, profile: Profile, profile_name: str) -> list[st
         if limits.mem_gb is None:
             continue
         # What a CUDA build of torch takes on the host depends on the driver.
-        large = [task for task in todo if not task.device_bytes and task.memory_bytes > limits.mem_gb * _GIB]
+        on_node = limits.tasks_per_node
+        large = [task for task in todo if not task.device_bytes and on_node * task.memory_bytes > limits.mem_gb * _GIB]
         if large:
-            needed = max(task.memory_bytes for task in large) / _GIB
+            needed = on_node * max(task.memory_bytes for task in large) / _GIB
             found.append(
                 f"{profile_name}: {stage}.mem_gb = {limits.mem_gb:g} is less than {_names(large)} need(s), "
                 f"up to {needed:.1f} GiB"

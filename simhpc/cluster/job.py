@@ -43,6 +43,7 @@ _STARTED = "SIMHPC_JOB_STARTED_UNIX_S"
 START_LINES = [f"export {_STARTED}=$(date +%s)", f"unset {CONTAINER_DIGEST} {SUBMITTED_WITH}"]
 """The beginning of every batch script."""
 
+_LOOPBACK = "127.0.0.1"
 # Slurm may send the signal up to a minute early.
 _EARLY_S = 90.0
 _IN_BATCHES = ("attack", "evaluate")
@@ -125,6 +126,19 @@ def _meet(processes: int) -> bool:
             f"the profile asks for {processes} processes (nodes x tasks_per_node), and Slurm has started "
             f"{found.world_size}: does an option in its sbatch table change their number?"
         )
+    if found.local_world_size == processes:
+        # Not every node knows its own name, and in an image still fewer do.
+        os.environ["MASTER_ADDR"] = _LOOPBACK
+        return bool(found.rank == 0)
+    try:
+        socket.getaddrinfo(found.master_addr, None)
+    except OSError as error:
+        # torch would ask for a quarter of an hour.
+        raise SimhpcError(
+            f"{socket.gethostname()} cannot find the node {found.master_addr}, which the processes of this training "
+            f"are to meet on ({error}): take nodes = 1, or let nodes, and the image if there is one, know each "
+            "other's names"
+        ) from None
     return bool(found.rank == 0)
 
 

@@ -32,6 +32,7 @@ class Submission:
 
     Attributes:
         id: time and a random part; also the end of the job's name.
+        number: which submission of the run it is, from 1 on: clocks may be set back, and hosts disagree. 0: unknown.
         stage: of all its tasks.
         models: keys of its tasks, in the order of the array.
         job_id: Slurm's number of the array (or of the single job); None until sbatch has answered.
@@ -59,6 +60,7 @@ class Submission:
     retry: dict[str, Any]
     profile: str
     container: dict[str, Any] | None = None
+    number: int = 0
 
     @property
     def job_name(self) -> str:
@@ -80,7 +82,7 @@ def job_name(stage: str, submission_id: str) -> str:
 
 
 def new_id() -> str:
-    """An identity for a submission that sorts by time."""
+    """An identity for a submission that nothing else has, and that tells people when it was."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
@@ -102,7 +104,16 @@ def read(run_dir: RunDir) -> list[Submission]:
         BadFileError: one cannot be read.
     """
     entries = [entry for path in run_dir.ledger.glob("*.json") if (entry := _read(path)) is not None]
-    return sorted(entries, key=lambda entry: (entry.submitted_unix_s, entry.id))
+    return sorted(entries, key=lambda entry: (entry.number, entry.submitted_unix_s, entry.id))
+
+
+def next_number(run_dir: RunDir) -> int:
+    """The `number` of a submission that comes now; to be called with the ledger locked.
+
+    Raises:
+        BadFileError: see `read`.
+    """
+    return max((entry.number for entry in read(run_dir)), default=0) + 1
 
 
 def _read(path: Path) -> Submission | None:

@@ -117,26 +117,25 @@ class _Planner:
         self._only, self._special, self._max_array_size = only, special, max_array_size
         self._batches: dict[str, list[Batch]] = {}
         self._live_jobs: dict[str, dict[str, set[str]]] = {stage: {} for stage in ALL_STAGES}
-        self._newest_unix_s: dict[str, float] = {}
+        self._newest: dict[str, int] = {}
         self._by_task = {(task.stage, task.model): task for task in status.tasks}
         for task in status.tasks:
             if task.is_live:
                 self._live_jobs[task.stage][task.model] = set(map(array_of, task.live_jobs))
-                newest = max(self._newest_unix_s.get(task.stage, 0), task.submitted_unix_s or 0)
-                self._newest_unix_s[task.stage] = newest
+                self._newest[task.stage] = max(self._newest.get(task.stage, 0), task.submission)
 
     def plan_stage(self, stage: str) -> StagePlan:
         tasks = self._status.of_stage(stage)
         before = {"evaluate": "attack", "aggregate": "evaluate"}.get(stage)
         # New inputs are coming: what is done, or queued since before them, will have to be done again.
         has_new_inputs = before is not None and bool(self._batches.get(before))
-        inputs_unix_s = self._newest_unix_s.get(before, 0) if before is not None else 0
+        newest_inputs = self._newest.get(before or "")
         queued, todo = [], []
         for task in tasks:
             wanted = self._only is None or task.model in self._only or task.model == ALL
-            if task.is_live and not has_new_inputs and (task.submitted_unix_s or 0) >= inputs_unix_s:
+            if task.is_live and not has_new_inputs and task.submission >= (newest_inputs or 0):
                 queued.append(task.model)
-            elif wanted and (has_new_inputs or inputs_unix_s or task.state != "done"):
+            elif wanted and (has_new_inputs or newest_inputs is not None or task.state != "done"):
                 todo.append(task)
         blocked = [task.model for task in todo if self._is_blocked(task)]
         todo = [task for task in todo if task.model not in set(blocked)]

@@ -238,8 +238,8 @@ def _sacct(job_ids: Iterable[str], since_unix_s: float) -> str:
 
 
 def _since(unix_s: float) -> str:
-    """A little earlier, for clocks that disagree."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(unix_s - 3600))
+    """A little earlier, for clocks that disagree; and than now, for one that was set back."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(unix_s, time.time()) - 3600))
 
 
 _SQUEUE_FIELDS = (

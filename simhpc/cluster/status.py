@@ -75,6 +75,7 @@ class TaskStatus:
         exit_code: of its last job's batch script; None while it has none.
         reason: why it failed or waits; empty otherwise.
         submitted_unix_s: when its last job was submitted.
+        submission: the `Submission.number` of that; 0 without one.
         live_jobs: all of its jobs that wait or run; more than one when its inputs changed while it was queued. A job
             that Slurm could not be asked about counts.
         cause: the stage before, if it did not succeed for this model and this task failed for that; else empty.
@@ -98,6 +99,7 @@ class TaskStatus:
     exit_code: int | None = None
     reason: str = ""
     submitted_unix_s: float | None = None
+    submission: int = 0
     live_jobs: tuple[str, ...] = ()
     cause: str = ""
     teacher: str = ""
@@ -241,7 +243,7 @@ class Monitor:
         self._answer, self._error = answer, ""
         if answer.source == "sacct":
             # Both know nothing of it, and it is no longer new: an element that was cancelled before it started.
-            old = [entry for entry in self._completed(submissions) if time.time() - entry.submitted_unix_s > _GRACE_S]
+            old = [entry for entry in self._completed(submissions) if not _is_new(entry)]
             self._forgotten = {job for entry in old for job in entry.jobs()} - answer.jobs.keys() - answer.unasked
 
     def _completed(self, submissions: Sequence[Submission]) -> list[Submission]:
@@ -256,8 +258,13 @@ class Monitor:
 
 def _lost(submissions: Iterable[Submission]) -> list[Submission]:
     """Entries whose sbatch nobody heard the answer of; not those that are being submitted right now."""
-    now = time.time()
-    return [entry for entry in submissions if entry.job_id is None and now - entry.submitted_unix_s > _GRACE_S]
+    return [entry for entry in submissions if entry.job_id is None and not _is_new(entry)]
+
+
+def _is_new(entry: Submission) -> bool:
+    """Whether it was submitted right now, so that not everybody may have heard of it yet."""
+    # Either way: what was submitted before a clock was set back must not stay new for hours.
+    return abs(time.time() - entry.submitted_unix_s) <= _GRACE_S
 
 
 def compose(
@@ -368,6 +375,7 @@ def _status(
         exit_code=None if slurm is None else slurm.exit_code,
         elapsed_s=_elapsed_s(slurm, now),
         submitted_unix_s=attempts[-1].submission.submitted_unix_s,
+        submission=attempts[-1].submission.number,
         live_jobs=tuple(attempt.job for attempt in live),
         **_advance(progress),
     )
@@ -413,7 +421,7 @@ def _unheard(base: TaskStatus, last: Attempt, progress: Progress | None, heard: 
     if last.job and is_asked and scheduler.array_of(last.job) in heard.arrays:
         # Slurm keeps no record of an element that was cancelled before it started.
         return replace(base, state="cancelled", reason=CANCELLED)
-    if not last.job or now - last.submission.submitted_unix_s < _GRACE_S:
+    if not last.job or _is_new(last.submission):
         return replace(base, state="queued", reason="just submitted", live_jobs=(*base.live_jobs, last.job))
     if not is_asked:
         base = replace(base, live_jobs=(*base.live_jobs, last.job))

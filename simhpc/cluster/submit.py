@@ -88,7 +88,7 @@ def downloads(run: Run, plans: Sequence[StagePlan]) -> str:
 
 
 def submit(run: Run, plans: Sequence[StagePlan], launches: Mapping[str, Launch] | None = None) -> Iterator[Submission]:
-    """Submit a plan, batch by batch, each noted in the ledger before and after.
+    """Submit a plan, batch by batch, each noted in the ledger before and after; to be called with the ledger locked.
 
     Slurm is asked of every kind of job before the first is submitted.
 
@@ -112,14 +112,15 @@ def submit(run: Run, plans: Sequence[StagePlan], launches: Mapping[str, Launch] 
     for batch in {batch.resources.model_dump_json(): batch for batch in reversed(batches)}.values():
         if (words := refusal(run.dir, batch)) and _NO_SUCH_NODE_NOW not in words:
             raise _refused(batch, words, "nothing was submitted")
-    for batch in batches:
-        submission = _submit(run, batch, job_of_batch, (launches or {}).get(batch.id))
+    first = ledger.next_number(run.dir)
+    for number, batch in enumerate(batches, start=first):
+        submission = _submit(run, batch, job_of_batch, (launches or {}).get(batch.id), number)
         assert submission.job_id is not None
         job_of_batch[batch.id] = submission.job_id
         yield submission
 
 
-def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str], launch: Launch | None) -> Submission:
+def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str], launch: Launch | None, number: int) -> Submission:
     assert (launch is None) == (batch.container is None)
     parameters = _parameters(run.dir, batch, job_of_batch)
     submission = Submission(
@@ -137,6 +138,7 @@ def _submit(run: Run, batch: Batch, job_of_batch: Mapping[str, str], launch: Lau
         retry=batch.retry.model_dump(mode="json"),
         profile=batch.profile,
         container=None if launch is None else launch.checked.as_plain(),
+        number=number,
     )
     ledger.write(run.dir, submission)
     # submitit prints Slurm's refusal itself; it belongs into the error.

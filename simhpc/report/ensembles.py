@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from simhpc.analysis.ensembles import Ensembles, OfSize, Settings, Trend
-from simhpc.report.figure import COLOURS, DPI
+from simhpc.report.figure import COLOURS, DPI, with_interval
 from simhpc.report.tables import number, write_csv
 
 HEADER = (
@@ -119,10 +119,10 @@ def _kinds(made: OfSize) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], ...]:
 def _caption(trend: Trend) -> str:
     if math.isnan(trend.rho):
         return f"rank correlation unknown (n = {trend.n})"
-    text = f"ρ {trend.rho:.2f} [{trend.ci_low:.2f}, {trend.ci_high:.2f}]"
+    text = f"ρ {with_interval(trend.rho, trend.ci_low, trend.ci_high)}"
     if math.isnan(trend.partial):
         return text
-    return f"{text}\ngiven accuracy {trend.partial:.2f} [{trend.partial_ci_low:.2f}, {trend.partial_ci_high:.2f}]"
+    return f"{text}\ngiven accuracy {with_interval(trend.partial, trend.partial_ci_low, trend.partial_ci_high)}"
 
 
 def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:

@@ -51,7 +51,7 @@ def families(
 
     Args:
         names: N names.
-        columns, components: the table of components, as in `stages.analyze.Inputs`; may be empty.
+        columns, components: the table of components, as in `offline.inputs.Inputs`; may be empty.
         timm_names: timm's name, with or without a tag, of models that are called otherwise.
 
     Returns:

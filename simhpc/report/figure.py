@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,17 @@ DPI = 150
 
 # Okabe & Ito's palette, told apart with any colour vision; black and yellow are left out (text, too light for lines).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number and its interval for a caption; says which of them is unknown."""
+    if not math.isfinite(value):
+        return "unknown"
+    return (
+        f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        if math.isfinite(low) and math.isfinite(high)
+        else f"{value:.2f}, no interval"
+    )
 
 
 def write_svg_and_png(figure: Figure, svg: Path, png: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,16 @@ _MOST_NAMES = 300
 _DPI = 150
 
 
-def write(matrix: SimilarityMatrix, path: Path, *, title: str, families: Sequence[str] | None = None) -> None:
+def write(matrix: SimilarityMatrix, path: Path, *, title: str, families: Sequence[str] | None = None) -> str:
     """Write a PNG: colour is SAT, grey is unknown; numbers in the cells up to 20 models, every name up to 300.
 
     Names have the colours of their families (M, as `report.families` gives them) where these are known.
 
     The colour scale spans the pairs of different models, so that the diagonal, which is nearly always the
     largest, does not flatten them; cells beyond the scale take its end colour.
+
+    Returns:
+        The SHA-256 of what was written.
     """
     figure = draw(matrix, title=title, families=families)
     canvas = FigureCanvasAgg(figure)
@@ -39,6 +43,7 @@ def write(matrix: SimilarityMatrix, path: Path, *, title: str, families: Sequenc
     Image.fromarray(pixels[..., :3]).save(buffer, format="png", dpi=(_DPI, _DPI))
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def draw(matrix: SimilarityMatrix, *, title: str, families: Sequence[str] | None = None) -> Figure:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from simhpc.analysis.measures import Comparison, Measure, Settings
-from simhpc.report.figure import COLOURS, DPI
+from simhpc.report.figure import COLOURS, DPI, with_interval
 from simhpc.report.tables import number, write_csv
 
 _TITLES = {
@@ -67,9 +67,9 @@ def summary(measures: Sequence[Measure], found: Comparison, names: Sequence[str]
                 "note": measure.note,
                 "mean": _mean(_pairs(measure.value)),
                 "mean_std_error": math.nan if measure.std_error is None else _mean(_pairs(measure.std_error)),
-                "reliability": reliability,
+                "reliability": measure.reliability,
             }
-            for measure, reliability in zip(measures, found.reliability, strict=True)
+            for measure in measures
         ],
         "correlations": [asdict(each) for each in found.correlations],
         "differing_most": [{**asdict(each), "a": names[each.a], "b": names[each.b]} for each in found.differing],
@@ -108,7 +108,8 @@ def draw(measures: Sequence[Measure], found: Comparison, families: Sequence[str]
                 rasterized=True,
             )
         each = captions[measure.name]
-        axes.set_title(f"ρ {each.rho:.2f} [{each.ci_low:.2f}, {each.ci_high:.2f}], {each.n_pairs} pairs", fontsize=9)
+        rho = with_interval(each.rho, each.ci_low, each.ci_high)
+        axes.set_title(f"ρ {rho}; {each.n_pairs} pairs", fontsize=9)
         axes.set_xlabel("SAT", fontsize=9)
         axes.set_ylabel(f"{_title(measure)}, {measure.unit}", fontsize=9)
         axes.grid(color="0.9")

@@ -6,6 +6,7 @@ How CSV and JSON are written is here for all tables.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -20,17 +21,17 @@ from simhpc.store.atomic import write_text
 from simhpc.store.similarity import SimilarityMatrix
 
 
-def write_similarity(matrix: SimilarityMatrix, path: Path) -> None:
+def write_similarity(matrix: SimilarityMatrix, path: Path) -> str:
     """Square: the SAT matrix with model keys on both axes."""
     rows = ([key, *map(number, row)] for key, row in zip(matrix.models, matrix.sat, strict=True))
-    write_csv(path, ["model", *matrix.models], rows)
+    return write_csv(path, ["model", *matrix.models], rows)
 
 
-def write_pairs(matrix: SimilarityMatrix, path: Path) -> None:
+def write_pairs(matrix: SimilarityMatrix, path: Path) -> str:
     """Long: one row per unordered pair, each model with itself included; rates are fractions of n_common."""
     m = len(matrix.models)
     rates = fooling_rates(matrix.n_fooled, matrix.n_common)
-    write_csv(
+    return write_csv(
         path,
         ["a", "b", "n_common", "rate_ab", "rate_ba", "sat", "ci_low", "ci_high"],
         (
@@ -49,7 +50,7 @@ def write_pairs(matrix: SimilarityMatrix, path: Path) -> None:
     )
 
 
-def write_models(matrix: SimilarityMatrix, path: Path) -> None:
+def write_models(matrix: SimilarityMatrix, path: Path) -> str:
     """One row per model: accuracy and self-fooling are fractions, mean_sat is over the other models."""
     rates = fooling_rates(matrix.n_fooled, matrix.n_common)
     off_diagonal = np.where(np.eye(len(matrix.models), dtype=bool), np.nan, matrix.sat)
@@ -65,16 +66,17 @@ def write_models(matrix: SimilarityMatrix, path: Path) -> None:
                 number(others.mean() if len(others) else np.nan),
             ]
         )
-    write_csv(path, ["model", "timm", "clean_accuracy", "self_fooling", "mean_sat"], rows)
+    return write_csv(path, ["model", "timm", "clean_accuracy", "self_fooling", "mean_sat"], rows)
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table; cells as they are to stand there."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table; cells as they are to stand there. Returns the SHA-256 of what was written."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+    return hashlib.sha256(text.getvalue().encode()).hexdigest()
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

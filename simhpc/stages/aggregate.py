@@ -16,18 +16,20 @@ from typing import Any
 import numpy as np
 
 from simhpc.analysis import similarity as analysis
-from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.errors import AnalysisError, BadFileError, MissingInputError, SimhpcError
 from simhpc.rundir import Run
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import ALL, Report, Task
 from simhpc.stages.validity import adversarial_header, check_provenance
 from simhpc.store import named_csv, predictions, similarity
+from simhpc.store.checkpoint import file_sha256
 from simhpc.store.predictions import NOT_SHOWN, Outline
 from simhpc.store.similarity import SimilarityMatrix
 from simhpc.study import Model
 from simhpc.zoo.registry import substitution
 
 STAGE = "aggregate"
+_ATTEMPTS = 5
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -67,16 +69,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
     except Interrupted:
         report(0, len(run.study.models), "model")  # a next attempt begins again
         raise
-    from simhpc.report import heatmap, tables
-
-    # An older matrix must not vouch for newer tables, should this end half-way and its inputs come back.
-    run.dir.similarity.unlink(missing_ok=True)
-    tables.write_similarity(matrix, run.dir.similarity_csv)
-    tables.write_pairs(matrix, run.dir.pairs_csv)
-    tables.write_models(matrix, run.dir.models_csv)
-    heatmap.write(matrix, run.dir.heatmap, title=run.study.name, families=_families(run))
-    # Last: whoever sees it finds everything else beside it.
-    matrix.save(run.dir.similarity)
+    _write(run, matrix)
     upper = np.triu_indices(len(matrix.models))
     return {
         "models": len(matrix.models),
@@ -85,6 +78,34 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:  # noqa: AR
         "problems": matrix.problems,
         "notes": matrix.notes,
     }
+
+
+def _write(run: Run, matrix: SimilarityMatrix) -> None:
+    """Write the matrix and what belongs to it, until all of it lies there together.
+
+    Another aggregation may be writing its own, of other predictions. Whichever saves its matrix last looks at the
+    tables after that, when nobody writes any more.
+
+    Raises:
+        SimhpcError: others were writing each time.
+    """
+    from simhpc.report import heatmap, tables
+
+    made = run.dir
+    for _ in range(_ATTEMPTS):
+        # An older matrix must not vouch for newer tables, should this end half-way and its inputs come back.
+        made.similarity.unlink(missing_ok=True)
+        written = {
+            made.similarity_csv: tables.write_similarity(matrix, made.similarity_csv),
+            made.pairs_csv: tables.write_pairs(matrix, made.pairs_csv),
+            made.models_csv: tables.write_models(matrix, made.models_csv),
+            made.heatmap: heatmap.write(matrix, made.heatmap, title=run.study.name, families=_families(run)),
+        }
+        # Last: whoever sees it finds everything else beside it.
+        matrix.save(made.similarity)
+        if all(file_sha256(path) == sha256 for path, sha256 in written.items()):
+            return
+    raise SimhpcError(f"{made.root}: others write its matrix too: wait until they have ended, and aggregate again")
 
 
 def discard_partial(run: Run, task: Task) -> None:

@@ -97,8 +97,9 @@ class TaskEstimate:
         todo_flops: of what is left of it to do.
         todo_s: seconds of that; None without a speed.
         step_s: seconds of the smallest part that an interruption does not lose; None without a speed.
-        memory_bytes: peak of the process on the host.
-        device_bytes: peak on the GPU; 0 on the CPU.
+        processes: that do it together.
+        memory_bytes: peak of each process on the host.
+        device_bytes: peak on the GPU of each; 0 on the CPU.
         written_bytes: its files, expected.
         written_most_bytes: the same if the models get every image right.
         read_bytes: of other tasks' files, expected, of what is left to do.
@@ -115,6 +116,7 @@ class TaskEstimate:
     written_bytes: int
     written_most_bytes: int
     read_bytes: int
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def estimate(
     accuracy: float,
     speeds: Mapping[str, Speed] | None = None,
     on_gpu: Collection[str] = (),
+    processes: Mapping[str, int] | None = None,
     optional: Collection[str] = (),
 ) -> Estimate:
     """Put everything together.
@@ -249,9 +252,10 @@ def estimate(
         accuracy: of models of which it is not known yet (a fraction).
         speeds: by model key; None for arithmetic alone.
         on_gpu: stages that compute on a GPU.
+        processes: that share one training, by stage; taken to be so many times as fast. None: one.
         optional: stages of `OPTIONAL_STAGES` that are done too.
     """
-    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu).estimate(optional)
+    return _Estimator(run, facts, costs, accuracy, speeds, on_gpu, processes or {}).estimate(optional)
 
 
 class _Estimator:
@@ -263,9 +267,10 @@ class _Estimator:
         accuracy: float,
         speeds: Mapping[str, Speed] | None,
         on_gpu: Collection[str],
+        processes: Mapping[str, int],
     ) -> None:
         self._run, self._study, self._facts, self._costs, self._speeds = run, run.study, facts, costs, speeds
-        self._on_gpu = on_gpu
+        self._on_gpu, self._processes = on_gpu, processes
         self._accuracy = {model.key: facts.accuracy.get(model.key, accuracy) for model in run.study.models}
 
     def estimate(self, optional: Collection[str]) -> Estimate:
@@ -331,29 +336,30 @@ class _Estimator:
         settings, cost = model.training, self._costs[model.key]
         assert settings is not None
         available = self._facts.training_images[model.key]
-        batch = min(settings.batch_size, available)
+        batch, processes = min(settings.batch_size, available), self._processes.get(task.stage, 1)
         # What does not fill a batch waits for another epoch.
         shown = settings.epochs * (available // batch if batch else 0) * batch
         judged = padded(self._study.images.n, self._study.resources.batch_size)
         flops = (_TRAINING_FORWARDS * shown + judged) * cost.forward_flops
         seconds = step_s = None
         if (speed := self._speed(model)) is not None:
-            seconds = speed.start_s + shown * speed.training_s + judged * speed.forward_s
+            seconds = speed.start_s + shown / processes * speed.training_s + judged * speed.forward_s
             # Between two steps it can be saved; of the rest, nothing.
-            step_s = speed.start_s + batch * speed.training_s + judged * speed.forward_s
+            step_s = speed.start_s + batch / processes * speed.training_s + judged * speed.forward_s
         side = _side(model)
         clean_bytes = self._study.images.n * pixels(side)
         # With gradients, the optimiser's two moments and the average.
         network_bytes = (5 if settings.ema_decay else 4) * cost.weight_bytes
-        batch_bytes = -(-batch // settings.accumulation) * (cost.training_bytes + cost.forward_bytes)
+        at_once = -(-batch // (settings.accumulation * processes))
+        batch_bytes = at_once * (cost.training_bytes + cost.forward_bytes)
         loading = 0
         if teacher is not None:
             of_teacher, asked = self._costs[teacher.key], available if is_asked_once else shown
             flops += asked * of_teacher.forward_flops
             if seconds is not None and (of_speed := self._speed(teacher)) is not None:
-                seconds += asked * of_speed.forward_s
+                seconds += asked / (1 if is_asked_once else processes) * of_speed.forward_s
             network_bytes += of_teacher.weight_bytes
-            batch_bytes += -(-batch // settings.accumulation) * of_teacher.forward_bytes
+            batch_bytes += at_once * of_teacher.forward_bytes
             loading = self._loading_bytes(of_teacher)
         written = checkpoint_bytes(cost)
         return self._task(
@@ -513,6 +519,7 @@ class _Estimator:
             written_bytes=written[0],
             written_most_bytes=written[1],
             read_bytes=0 if is_done else read,
+            processes=self._processes.get(task.stage, 1),
         )
 
     def _speed(self, model: Model) -> Speed | None:

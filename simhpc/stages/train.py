@@ -113,10 +113,9 @@ def train(
     from simhpc.attacks.batches import Target, predict
     from simhpc.images import check_classes, open_source, training_positions
     from simhpc.seeds import derive_seed
-    from simhpc.stages.runtime import set_tf32, set_up_torch
+    from simhpc.stages.runtime import set_tf32, set_up_torch, to_be_attacked
     from simhpc.zoo import build, training, weights
     from simhpc.zoo.classifier import PixelClassifier
-    from simhpc.zoo.geometry import clean_view
     from simhpc.zoo.timm_import import timm
 
     device = set_up_torch(run.study)
@@ -173,8 +172,17 @@ def train(
             return {}
         count, computed_on = processes.count, processes.device
 
-    shown, labels = torch.from_numpy(clean_view(chosen.images, model.data)), torch.from_numpy(chosen.labels).long()
-    target = Target(PixelClassifier(network, model.data).to(computed_on), computed_on)
+    # As the study's models are shown images, for their accuracy is what this one's is compared with.
+    set_tf32(run.study.precision == "tf32")
+    shown = torch.from_numpy(to_be_attacked(run, model, chosen.images))
+    labels = torch.from_numpy(chosen.labels).long()
+    classifier = PixelClassifier(
+        network,
+        model.data,
+        fits_inside=run.study.attack.grid == "canonical",
+        in_bfloat16=run.study.precision == "bfloat16",
+    )
+    target = Target(classifier.to(computed_on), computed_on)
     pred, _ = predict(target, shown, labels, run.study.resources.batch_size)
     accuracy = float((pred == labels).double().mean())
     checkpoint.save(

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialized
 
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError
 from simhpc.store import hdf5
@@ -32,9 +33,10 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
         **metadata,
     }
     header["metadata_sha256"] = _metadata_sha256(header)
-    with replacing(path, verify=_verify) as temporary:
-        save_file({name: _in_order(array) for name, array in weights.items()}, temporary, header)
-        _sort_header(temporary)
+    # Not to a file: safetensors would write one of another name first, for its owner alone, which a kill leaves behind.
+    data = serialized({name: _in_order(array) for name, array in weights.items()}, header)
+    with replacing(path, verify=_verify) as temporary, temporary.open("wb") as file:
+        file.writelines(_with_sorted_header(data))
 
 
 @cached_by_file
@@ -65,16 +67,14 @@ def metadata_of(path: Path) -> dict[str, str]:
     return dict(metadata)
 
 
-def _sort_header(path: Path) -> None:
-    """Put the provenance in order: safetensors writes it in another one in every process."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        held = json.loads(file.read(size))
-        held["__metadata__"] = dict(sorted(held["__metadata__"].items()))
-        text = json.dumps(held, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
-        assert len(text) == size
-        file.seek(8)
-        file.write(text)
+def _with_sorted_header(data: bytes) -> tuple[bytes, bytes, memoryview]:
+    """The parts of a file with its provenance in order: safetensors has it in another one in every process."""
+    size = int.from_bytes(data[:8], "little")
+    held = json.loads(data[8 : 8 + size])
+    held["__metadata__"] = dict(sorted(held["__metadata__"].items()))
+    text = json.dumps(held, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    assert len(text) == size
+    return data[:8], text, memoryview(data)[8 + size :]
 
 
 def check_content(path: Path) -> None:

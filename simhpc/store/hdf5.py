@@ -79,7 +79,7 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
 
     Raises:
         MissingInputError: there is no such file.
-        ForeignFileError: no file, not to be read, or of another format or version.
+        ForeignFileError: no file, not to be read, HDF5 without a seal, or of another format or version.
         BadFileError: not HDF5, truncated, not what its seal says; or, while it is open, a dataset is absent or does not
             match its checksum.
     """

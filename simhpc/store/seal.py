@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from simhpc.errors import BadFileError
+from simhpc.errors import BadFileError, ForeignFileError
 
 BLOCK_BYTES = 512
 """The least that HDF5 allows."""
@@ -51,16 +51,19 @@ def check(path: Path) -> dict[str, Any] | None:
     """Compare a file with its seal.
 
     Returns:
-        The root attributes; None for an HDF5 file without a seal (of an earlier simhpc, or somebody else's), or with one
-        that does not repeat them.
+        The root attributes; None if the seal, of an earlier simhpc, does not repeat them.
 
     Raises:
+        ForeignFileError: it is HDF5 without one, which no file of a run is.
         BadFileError: it is no HDF5 file, or not, byte for byte, what was written.
     """
     with path.open("rb") as file:
         block = file.read(BLOCK_BYTES)
         if block.startswith(_HDF5_MARK):
-            return None
+            raise ForeignFileError(
+                f"{path} has no seal (docs/formats.md), so it is not as simhpc wrote it: move it away, or delete it, "
+                "and run again"
+            )
         if not block.startswith(_MARK):
             raise BadFileError(
                 f"{path} cannot be read as HDF5, it may be truncated or damaged (it does not begin as such files do): "

@@ -21,7 +21,7 @@ from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.geometry import scaled_to_input
 from simhpc.zoo.resolve import resolve_model
 from simhpc.zoo.timm_import import timm
-from simhpc.zoo.training.data import LabelledImages
+from simhpc.zoo.training.data import LabelledImages, TrainingImages
 from simhpc.zoo.training.recipe import MakeTask, make_transform
 
 
@@ -180,10 +180,12 @@ def ask(
         training, data: the student's recipe, without random views, and data config.
     """
     assert not training.random_views
-    transform, device = make_transform(training, data), next(teacher.buffers()).device
+    shown = TrainingImages(images, positions, make_transform(training, data), None)
+    device = next(teacher.buffers()).device
     logits = []
     with torch.no_grad():
         for start in range(0, len(positions), batch_size):
-            batch = [transform(images.image(position)) for position in positions[start : start + batch_size]]
+            places = range(start, min(start + batch_size, len(positions)))
+            batch = [shown[0, place, 0][0] for place in places]
             logits.append(teacher(teacher.normalize_input(torch.stack(batch).to(device))).float().cpu())
     return torch.cat(logits).numpy()

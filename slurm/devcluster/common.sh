@@ -13,6 +13,8 @@ STAMP=$DEVCLUSTER_DIR/.simhpc-devcluster
 BRIDGE=simhpc-br0
 SUBNET=10.77.0
 NETNS_PREFIX=simhpc-
+# At the end of our lines in /etc/hosts.
+HOSTS_MARK='# simhpc-devcluster'
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -126,6 +128,14 @@ job_processes() {
 
 our_netns() {
     ip netns list 2>/dev/null | awk -v prefix="$NETNS_PREFIX" 'index($1, prefix "node") == 1 { print $1 }'
+}
+
+# Not renamed into place: in a container it is often a mount.
+forget_names() {
+    local others
+    grep -q -- "$HOSTS_MARK\$" /etc/hosts || return 0
+    others=$(grep -v -- "$HOSTS_MARK\$" /etc/hosts || true)
+    printf '%s\n' "$others" >/etc/hosts
 }
 
 # Deepest first, as rmdir wants them.

@@ -68,6 +68,7 @@ remove_folder_and_user() {
 stop_everything
 if [[ $(claimed_by) == "$DEVCLUSTER_DIR" ]]; then
     remove_network
+    forget_names
     # A killed process leaves its cgroup a moment after its death.
     wait_for 10 remove_cgroups || left+=("cgroups $(our_cgroups | tr '\n' ' ')")
     ((${#left[@]})) || rm "$CLAIM"

@@ -99,7 +99,7 @@ echo "copied the code and its environment to $copy in $((SECONDS - copied_s)) s"
 cd "$copy"
 results=$DEVCLUSTER_DIR/log/tests.xml
 status=0
-.venv/bin/python -m pytest -m cluster --junitxml="$results" "$@" || status=$?
+.venv/bin/python -m pytest -m 'cluster and not slow' --junitxml="$results" "$@" || status=$?
 ((status != 5)) || die "no cluster test was run"
 ((status == 0)) || exit "$status"
 # A test that skips itself here would skip itself everywhere.

@@ -330,6 +330,14 @@ make_network() {
         ip -n "$NETNS_PREFIX$node" link set lo up
         ip -n "$NETNS_PREFIX$node" link set eth0 up
     done
+    # Nodes of a cluster know each other's names, and processes that train together meet by them. A file of the nodes'
+    # own would need a mount namespace, which would hide from them what is mounted later.
+    forget_names
+    i=0
+    for node in $(node_names); do
+        i=$((i + 1))
+        echo "$SUBNET.$((10 + i)) $node $HOSTS_MARK"
+    done >>/etc/hosts
 }
 
 all_idle() { [[ $(sinfo --noheader --partition=main --states=idle --format=%D) == "$DEVCLUSTER_NODES" ]]; }

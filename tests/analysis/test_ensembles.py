@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -100,6 +101,21 @@ def test_each_number_of_an_ensemble_by_counting():
         np.testing.assert_allclose(made.mean_sat[row], np.mean(inside))
         of_members = {clusters[member] for member in members}
         assert math.isnan(made.n_clusters[row]) if None in of_members else made.n_clusters[row] == len(of_members)
+
+
+def test_equal_gains_are_equal_numbers_however_they_come_about():
+    """Ranks must not be made of rounding: with ten images most ensembles share their gain with others."""
+    random = np.random.default_rng(0)
+    right, labels = random.random((8, 10)) < 0.7, np.zeros(10, dtype=np.int32)
+    probabilities = np.where(right[..., None], np.array([0.8, 0.2]), np.array([0.2, 0.8])).astype(np.float16)
+    made = e.of_size(collected(probabilities, labels, 3), np.zeros((8, 8)), [None] * 8, 3, FEW)
+    alone = right.sum(axis=1)
+    exact = []
+    for row, members in enumerate(made.members.tolist()):
+        of_members, together = int(alone[members].sum()), round(10 * float(made.accuracy[row]))
+        exact.append((Fraction(3 * together - of_members, 30 - of_members), Fraction(of_members, 30)))
+    assert made.error_reduction.tolist() == [float(gain) for gain, _ in exact]
+    assert made.mean_member_accuracy.tolist() == [float(mean) for _, mean in exact]
 
 
 def test_all_subsets_or_a_sample_of_them():

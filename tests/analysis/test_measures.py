@@ -72,7 +72,7 @@ def test_models_that_never_err_have_no_error_consistency():
 
 def test_disagreement_by_counting():
     predicted, _ = answers()
-    found = me.disagreement(predicted)
+    found = me.disagreement(predicted, FEW)
     for a in range(5):
         for b in range(5):
             assert found.value[a, b] == sum(predicted[a, i] != predicted[b, i] for i in range(200)) / 200
@@ -90,7 +90,7 @@ def stored(m, n, k, sharpness=3.0, seed=0):
 @settings(max_examples=20)
 def test_divergence_is_the_square_of_scipys_distance(seed, sharpness):
     probabilities = stored(4, 9, 6, sharpness, seed)
-    found = me.divergence(np.split(probabilities, [4], axis=1), np.arange(9))
+    found = me.divergence(np.split(probabilities, [4], axis=1), np.arange(9), FEW)
     exact = probabilities.astype(float)
     for a in range(4):
         for b in range(4):
@@ -104,16 +104,16 @@ def test_divergence_is_the_square_of_scipys_distance(seed, sharpness):
 def test_divergence_of_the_same_and_of_what_has_nothing_in_common():
     probabilities = np.zeros((3, 5, 4), dtype=np.float16)
     probabilities[:2, :, 0] = probabilities[2, :, 1] = 1.0
-    found = me.divergence([probabilities], np.arange(5))
+    found = me.divergence([probabilities], np.arange(5), FEW)
     assert found.value[0, 1] == pytest.approx(0.0, abs=1e-7)
     assert found.value[0, 2] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_divergence_of_some_images_wherever_blocks_end():
     probabilities, images = stored(3, 50, 5), np.array([0, 7, 8, 31, 49])
-    alone = me.divergence([probabilities[:, images]], np.arange(5))
+    alone = me.divergence([probabilities[:, images]], np.arange(5), FEW)
     for ends in ([], [8], [7, 8, 9, 40]):
-        found = me.divergence(np.split(probabilities, ends, axis=1), images)
+        found = me.divergence(np.split(probabilities, ends, axis=1), images, FEW)
         np.testing.assert_array_equal(found.value, alone.value)
         np.testing.assert_array_equal(found.std_error, alone.std_error)
     assert found.n_images == 5
@@ -141,12 +141,13 @@ def fooling(m=4, n=150, seed=0):
 
 def test_standard_error_of_sat_is_that_of_images_of_x_ab():
     correct, fooled, counts = fooling()
-    found = me.transferability(sat_matrix(counts, 0.01), counts, 0.01, me.Cost(2, 50, 2), FEW)
+    found = me.transferability(sat_matrix(counts, 0.01), counts, 0.01, me.Cost(2, 50, 2), 0.9, FEW)
     images = np.flatnonzero(correct[0] & correct[2])
     scores = (fooled[0, 2].astype(int) + fooled[2, 0])[images]
     slowly = drawn_again(len(images), lambda rows: math.log(max(0.01, 50 * scores[rows].mean())))
     assert found.std_error[0, 2] == pytest.approx(slowly, rel=0.1)
     np.testing.assert_array_equal(found.value, sat_matrix(counts, 0.01))
+    assert found.reliability == 0.9
 
 
 def test_pairs_without_a_number_have_no_error_either():
@@ -155,13 +156,13 @@ def test_pairs_without_a_number_have_no_error_either():
     common[0, 1] = common[1, 0] = fooled[0, 1] = fooled[1, 0] = both[0, 1] = both[1, 0] = 0  # empty X_AB
     fooled[2, 3] = both[2, 3] = both[3, 2] = -1  # not measured
     changed = PairCounts(common, fooled, both)
-    found = me.transferability(sat_matrix(changed, 0.01), changed, 0.01, me.Cost(), FEW)
+    found = me.transferability(sat_matrix(changed, 0.01), changed, 0.01, me.Cost(), 0.9, FEW)
     assert np.isnan(found.std_error[[0, 1, 2, 3], [1, 0, 3, 2]]).all()
     assert np.isfinite(found.std_error[0, 2])
 
 
-def measure(name, value, error=None, is_similarity=True):
-    return me.Measure(name, value, error, "unit", is_similarity, 100, me.Cost())
+def measure(name, value, error=None, is_similarity=True, reliability=math.nan):
+    return me.Measure(name, value, error, "unit", is_similarity, 100, me.Cost(), "", reliability)
 
 
 def symmetric(m, seed):
@@ -190,7 +191,7 @@ def test_measures_that_say_the_same_and_one_that_says_nothing():
     assert {each.n_pairs for each in found.correlations} == {91}
     same = [each for each in found.differing if each.measure in ("same", "distance")]
     assert all(each.rank == each.sat_rank for each in same)
-    assert np.isnan(found.reliability).all()
+    assert found.notes == []
 
 
 def test_a_pair_that_is_ranked_otherwise_is_named():
@@ -212,18 +213,50 @@ def test_pairs_are_those_that_both_measures_are_known_of():
     assert found.correlations[2].rho == pytest.approx(spearmanr(part[both], one_model[both])[0])
 
 
-def test_reliability_is_the_share_of_the_spread_that_is_no_sampling_error():
-    random = np.random.default_rng(0)
-    truth, noise = random.normal(0, 2.0, (40, 40)), random.normal(0, 1.0, (40, 40))
-    value = np.triu(truth + noise, 1) + np.triu(truth + noise, 1).T
-    sure, unsure = np.full((40, 40), 0.01), np.full((40, 40), 3.0)
-    measures = [measure("sat", value, np.ones((40, 40))), measure("sure", value, sure), measure("none", value, unsure)]
-    found = me.compare(measures, replace(FEW, resamples=20))
-    assert found.reliability[0] == pytest.approx(0.8, abs=0.05)
-    assert found.reliability[1] == pytest.approx(1.0, abs=1e-4)
-    assert found.reliability[2] == 0.0
-    assert found.notes == [
-        "none: more than half of its spread over pairs is sampling error of the images (reliability 0.00)"
+def answers_of_families(n, seed, *, between=1.0):
+    """Probabilities of 12 models of 3 families and labels; images differ in how hard they are for all."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, n).astype(np.int32)
+    shared = between * random.normal(size=(3, n, 4))[np.repeat(np.arange(3), 4)]
+    logits = shared + random.normal(size=(12, n, 4))
+    logits[:, np.arange(n), labels] += 8.0 * (random.random(n) < 0.5)
+    unscaled = np.exp(logits)
+    return (unscaled / unscaled.sum(axis=2, keepdims=True)).astype(np.float16), labels
+
+
+def all_measures(probabilities, labels):
+    predicted = probabilities.argmax(axis=2).astype(np.int32)
+    return (
+        me.error_consistency(predicted == labels, FEW),
+        me.disagreement(predicted, FEW),
+        me.divergence([probabilities], np.arange(len(labels)), FEW),
+    )
+
+
+def test_reliability_is_the_correlation_with_the_same_of_other_images():
+    """What an image does to all pairs alike is in the standard errors, and changes the order of no pairs."""
+    upper = np.triu_indices(12, k=1)
+    ones, others = ([all_measures(*answers_of_families(400, seed + k)) for k in range(10)] for seed in (0, 100))
+    for of_measure in zip(zip(*ones, strict=True), zip(*others, strict=True), strict=True):
+        pairs = list(zip(*of_measure, strict=True))
+        truth = np.mean([np.corrcoef(one.value[upper], other.value[upper])[0, 1] for one, other in pairs])
+        found = np.mean([one.reliability for one, _ in pairs])
+        by_errors = np.mean([1 - np.mean(one.std_error[upper] ** 2) / one.value[upper].var(ddof=1) for one, _ in pairs])
+        assert found == pytest.approx(truth, abs=0.03), pairs[0][0].name
+        assert by_errors < truth - 0.04
+
+
+def test_models_that_differ_in_nothing_have_no_reliability():
+    found = [all_measures(*answers_of_families(200, seed, between=0.0)) for seed in range(20)]
+    for of_measure in zip(*found, strict=True):
+        assert abs(np.mean([each.reliability for each in of_measure])) < 0.1
+
+
+def test_low_reliability_is_told():
+    matrix = symmetric(6, 0)
+    rest = [measure(name, matrix, reliability=share) for name, share in (("x", 0.51), ("y", 0.49), ("z", math.nan))]
+    assert me.compare([measure("sat", matrix), *rest], replace(FEW, resamples=20)).notes == [
+        "y: more than half of its spread over pairs is sampling error of the images (reliability 0.49)"
     ]
 
 
@@ -231,16 +264,17 @@ def test_a_measure_of_one_value_and_too_few_models():
     found = me.compare([measure("sat", symmetric(5, 0)), measure("flat", np.ones((5, 5)), np.ones((5, 5)))], FEW)
     assert math.isnan(found.correlations[0].rho)
     assert math.isnan(found.correlations[0].ci_low)
-    assert math.isnan(found.reliability[1])
     with pytest.raises(AnalysisError, match="three models, to compare measures; there are 2"):
         me.compare([measure("sat", symmetric(2, 0)), measure("other", symmetric(2, 1))], FEW)
 
 
 def test_one_image():
     predicted, labels = answers(n=1)
-    assert np.isnan(me.error_consistency(predicted == labels, FEW).value[0, 1:]).any()
-    assert set(me.disagreement(predicted).std_error.ravel()) == {0.0}
-    found = me.divergence([stored(5, 1, 4)], np.arange(1))
+    consistency = me.error_consistency(predicted == labels, FEW)
+    assert np.isnan(consistency.value[0, 1:]).any()
+    assert math.isnan(consistency.reliability)
+    assert set(me.disagreement(predicted, FEW).std_error.ravel()) == {0.0}
+    found = me.divergence([stored(5, 1, 4)], np.arange(1), FEW)
     assert (found.std_error == 0).all()
 
 

@@ -61,6 +61,17 @@ def test_cka_is_the_slow_one():
     assert found.n_images == 15
 
 
+@pytest.mark.parametrize("n", [5, 19, 20, 39, 40, 79, 139, 500, 2001, 5000])
+def test_halves_of_the_batches_are_halves_of_the_images(n):
+    """Of three batches one and one would be two thirds of the images, and the formula for twice as many wrong."""
+    batches = analysis._batches(n, analysis.BATCH, 0)
+    assert len(batches) == 1 or len(batches) % 2 == 0
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(batches) == 1 or 20 <= min(sizes) <= max(sizes) <= 1.5 * analysis.BATCH
+    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+
+
 @pytest.mark.parametrize(("n", "batch"), [(16, 250), (47, 12)])
 def test_batches_and_the_jackknife_are_the_slow_ones(n, batch):
     x, y = related(n, (6, 30))

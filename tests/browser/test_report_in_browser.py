@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from report.synthetic import synthetic_run
 
+from simhpc.offline import analyze
+from simhpc.offline import report as stage
+from simhpc.offline.inputs import Settings, inputs_of_run
 from simhpc.rundir import open_run
-from simhpc.stages import analyze
-from simhpc.stages import report as stage
-from simhpc.stages.analysis_inputs import Settings, inputs_of_run
 from simhpc.store import similarity
 from simhpc.study import Boosting
 

@@ -14,7 +14,7 @@ from damage import edit_study
 
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
-from simhpc.stages import analyze as stage
+from simhpc.offline import analyze as stage
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,14 @@ def test_a_run_without_a_matrix_says_what_makes_one(simhpc, copied):
     assert "run `simhpc aggregate` first" in err
 
 
+def test_a_candidate_that_is_damaged_is_a_problem(simhpc, copied):
+    copied.dir.predictions("vit").write_bytes(b"damaged")
+    code, out, err = simhpc("suggest-ensemble", copied.dir.root, "--size", "2")
+    assert code == 1
+    assert out.startswith("2 of 2 models; accuracy on 70 images")
+    assert err.startswith("problem: vit is left out: ")
+
+
 def test_help_shows_examples(simhpc):
     code, out, _ = simhpc("suggest-ensemble", "--help")
     assert code == 0

@@ -151,8 +151,8 @@ class DevCluster:
         text = self.slurm("sacct", "-X", "-D", "-P", "-n", "-o", ",".join(fields), "-j", job)
         return [dict(zip(fields, line.split("|"), strict=True)) for line in text.splitlines()]
 
-    def pid_of(self, job: str) -> int:
-        """The Python process of an element's task."""
+    def pid_of(self, job: str, rank: int = 0) -> int:
+        """The Python process of an element's task; of several, the one of this rank."""
         raw = self.slurm("squeue", "-h", "-j", job, "-o", "%A").strip()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -164,6 +164,7 @@ class DevCluster:
                 b"submitit.core._submit" in words
                 and b"/python" in words[0]
                 and f"SLURM_JOB_ID={raw}".encode() in environment
+                and f"SLURM_PROCID={rank}".encode() in environment
             ):
                 return int(folder.name)
         raise AssertionError(f"job {job} ({raw}) has no process")

@@ -91,5 +91,5 @@ def status(**states: str) -> RunStatus:
         for word in states.get(stage, "").split():
             model, _, state = word.partition(":")
             jobs = (f"{stage}_0",) if state in ("queued", "running") else ()
-            tasks.append(TaskStatus(stage, model, state, submitted_unix_s=5.0, live_jobs=jobs))
+            tasks.append(TaskStatus(stage, model, state, submission=1, live_jobs=jobs))
     return RunStatus(tuple(tasks), "sacct", (), 0.0)

@@ -114,6 +114,16 @@ def test_memory_of_cpu_tasks_against_the_profile():
     assert said(of(task("attack", "a", memory_bytes=9 * GIB, is_done=True)), attack={"mem_gb": 2}) == []
 
 
+def test_processes_of_one_task_share_its_time_and_fill_a_node_together():
+    found = of(task("train", "a", todo_s=10.0, memory_bytes=3 * GIB, processes=4), task("train", "b", todo_s=6.0))
+    (train,) = forecast(found, {"train": 1})
+    assert (train.device_s, train.wall_s) == (46.0, 16.0)
+    several = {"nodes": 2, "tasks_per_node": 2}
+    assert said(found, train={**several, "mem_gb": 6}) == []
+    (line,) = said(found, train={**several, "mem_gb": 5})
+    assert line == "p.toml: train.mem_gb = 5 is less than a need(s), up to 6.0 GiB"
+
+
 def test_which_stages_compute_on_a_gpu():
     profile = parse_profile({"attack": {"gpus_per_node": 1}, "evaluate": {"gres": "gpu:1"}}, where="p")
     gpu = [stage for stage in ("train", "attack", "evaluate") if uses_gpu(profile, Resources(), stage)]

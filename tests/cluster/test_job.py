@@ -36,7 +36,7 @@ SLURM_OF_TWO = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "2",
     "SLURM_JOB_NUM_NODES": "1",
-    "SLURM_JOB_NODELIST": "localhost",
+    "SLURM_JOB_NODELIST": "node.invalid",  # a name that nobody knows, which for one node is all the same
     "SLURM_NODEID": "0",
     "SLURM_PROCID": "0",
     "SLURM_LOCALID": "0",
@@ -310,6 +310,13 @@ def test_another_number_of_processes_than_asked_for_is_an_error(slow, monkeypatc
         monkeypatch.setenv(name, value)
     with pytest.raises(SimhpcError, match="asks for 3 processes .* and Slurm has started 2"):
         job.run_task(str(slow.dir.root), "train", "vit", 60, 120, 3)
+
+
+def test_nodes_that_do_not_know_each_others_names_are_an_error_at_once(slow, monkeypatch):
+    for name, value in (SLURM_OF_TWO | {"SLURM_JOB_NUM_NODES": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SimhpcError, match=r"cannot find the node node\.invalid, .* take nodes = 1, or let"):
+        job.run_task(str(slow.dir.root), "train", "vit", 60, 120, 2)
 
 
 def test_the_other_signal_stops_a_task_too(slow):

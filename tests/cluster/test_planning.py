@@ -59,6 +59,17 @@ def test_a_later_stage_waits_for_what_is_queued():
     assert evaluate.after_jobs == ("attack",)
 
 
+@pytest.mark.parametrize(("attack", "evaluate", "is_again"), [(1, 2, False), (2, 2, False), (3, 2, True)])
+def test_what_is_queued_since_before_its_inputs_is_planned_again(attack, evaluate, is_again):
+    """By the number of the submission; the time, which says the contrary here, may be of another clock."""
+    found = status(attack="a:queued b:done", evaluate="a:queued b:queued")
+    order = {"attack": attack, "evaluate": evaluate}
+    tasks = [replace(task, submission=order[task.stage], submitted_unix_s=-order[task.stage]) for task in found.tasks]
+    (plan,) = planning.plan(replace(found, tasks=tuple(tasks)), ["evaluate"], PROFILE, profile_name="p")
+    assert plan.queued == (() if is_again else ("a", "b"))
+    assert [batch.models for batch in plan.batches] == ([("a", "b")] if is_again else [])
+
+
 def test_what_is_done_again_for_new_inputs_is_said():
     (_, plan) = planning.plan(
         status(attack="a:done new:todo", evaluate="a:done new:todo"), ["attack", "evaluate"], PROFILE, profile_name="p"

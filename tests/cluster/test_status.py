@@ -173,6 +173,14 @@ def test_a_job_that_slurm_has_not_heard_of_yet(run, slurm):
     assert (task.state, task.n_jobs, task.is_live) == ("queued", 2, True)
 
 
+def test_a_job_of_before_the_clock_was_set_back_is_not_new_for_hours(run, slurm):
+    submit(run, "attack", ("cnn",), "8", ago_s=-7200)
+    assert "no longer knows job 8_0" in cnn(run).reason
+    (asked, *_) = slurm.calls("sacct")
+    since = time.strptime(asked.split(" -S ")[1].split()[0], "%Y-%m-%dT%H:%M:%S")
+    assert time.mktime(since) < time.time() - 3000
+
+
 def test_without_accounting(run, slurm):
     """squeue knows what is queued or runs; of the others only the files can tell."""
     slurm.fails("sacct", "Slurm accounting storage is disabled\n")

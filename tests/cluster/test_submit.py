@@ -245,6 +245,24 @@ def test_a_new_submission_settles_what_was_left_open(slurm, run):
     assert ledger.read(run.dir) == []
 
 
+def test_a_clock_that_is_set_back_does_not_make_the_newest_submission_an_older_one(slurm, run, monkeypatch):
+    """Nor are other hosts' clocks the same. The order is that in which the ledger was written to."""
+    now = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    first = submitted(run)
+    assert [(entry.stage, entry.number) for entry in first] == list(zip(STAGES, range(1, 5), strict=True))
+    now[0] -= 5000.0
+    slurm.says("sacct", "".join(sacct_line(job, "FAILED", "1:0") for entry in first for job in entry.jobs()))
+    again = submitted(run)
+    assert ledger.read(run.dir) == [*first, *again]
+    assert [entry.number for entry in again] == [5, 6, 7, 8]
+    assert all(entry.submitted_unix_s < first[0].submitted_unix_s for entry in again)
+    jobs = {task.job for task in Monitor(run).look().of_stage("train")}
+    assert jobs == set(again[0].jobs())
+    slurm.says("sacct", "".join(sacct_line(job, "PENDING") for entry in again for job in entry.jobs()))
+    assert submitted(run) == []  # each stage is newer than its inputs
+
+
 def test_nothing_is_submitted_blindly(slurm, run):
     submitted(run, ["train"])
     for entry in ledger.read(run.dir):

@@ -17,8 +17,16 @@ from tiny import tiny, write_study
 from simhpc.stages.progress import read_progress
 
 KEYS = ("cnn", "vit")
-TASKS = (("train", "cnn"), ("attack", "cnn"), ("evaluate", "cnn"), ("aggregate", "_all"))
+TASKS = (
+    ("train", "cnn"),
+    ("attack", "cnn"),
+    ("evaluate", "cnn"),
+    ("aggregate", "_all"),
+    ("distill", "vit-from-cnn"),
+)
 """One of each stage."""
+STILL = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0]}
+"""Training images look alike each time."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Undis
         training={"epochs": 2, "batch_size": 12},
         attack={"steps": 2},
         resources={"batch_size": 4, "threads_per_task": 1, "save_every_s": 0.0},
+        # The teacher's answers are kept, which is a file more.
+        distillations=[{"student": "vit", "teachers": ["cnn"], "cache_teacher": True, "training": STILL}],
     )
     for model in raw["models"]:
         model.pop("training", None)
@@ -72,7 +82,7 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Undis
     do(Work("prepare", str(root), str(study)))
     after["prepare"] = contents(root)
     for stage, key in TASKS:
-        others = [other for other in KEYS if other != key] if stage != "aggregate" else []
+        others = [other for other in KEYS if other != key] if key in KEYS else []
         for other in others:
             do(Work("task", str(root), stage=stage, model=other))
         before[stage] = shutil.copytree(root, home / f"before-{stage}")

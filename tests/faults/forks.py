@@ -44,7 +44,7 @@ class Work:
         study: its study file; not needed for a task.
         stage, model: the task.
         kill_at: where it is killed; None nowhere.
-        torn: all that it has written and not flushed to the disk is cut in half then, as if the machine had failed.
+        torn: of what it has written and not flushed to the disk, the second half is lost, as if the machine had failed.
         kill_after_s: when it is killed from outside; None never.
         open_files: how many files it may have open; None as many as there may be.
         file_bytes: how large a file may become; None as large as there is room for.
@@ -177,7 +177,7 @@ def _child(work: Work, log: int, note: int) -> int:
 
 
 def _work(work: Work) -> None:
-    from simhpc.stages import STAGES, evaluate, progress, stage_module, train
+    from simhpc.stages import evaluate, progress, stage_module, stages_of, train
     from simhpc.stages.prepare import prepare
     from simhpc.stages.task import execute_task
     from simhpc.study import load_study
@@ -190,7 +190,7 @@ def _work(work: Work) -> None:
         return
     run = prepare(load_study(Path(work.study)), Path(work.root))
     if work.what == "all":
-        for stage in STAGES:
+        for stage in stages_of(run.study):
             for task in stage_module(stage).tasks(run):
                 execute_task(work.root, stage, task.model)
 
@@ -203,7 +203,7 @@ def _break(work: Work, note: Callable[[Point], object]) -> Callable[[], None]:
     """
     root = str(Path(work.root).resolve())
     counts: Counter[tuple[str, str]] = Counter()
-    unflushed: set[str] = set()
+    flushed_bytes: dict[str, int] = {}  # of all files that were written to
 
     def at(operation: str, path: object, to: object = None) -> None:
         if not isinstance(path, str | os.PathLike) or not (absolute := os.path.abspath(path)).startswith(root):  # noqa: PTH100
@@ -213,20 +213,21 @@ def _break(work: Work, note: Callable[[Point], object]) -> Callable[[], None]:
         point = (operation, name, counts[operation, name])
         note(point)
         if operation == "fsync":
-            unflushed.add(absolute)  # also what neither Python nor h5py has written
+            flushed_bytes.setdefault(absolute, 0)  # also what neither Python nor h5py has written
         if point == work.kill_at:
             die()
         if operation in ("open", "h5 create"):
-            unflushed.add(absolute)
+            flushed_bytes.setdefault(absolute, 0)
         elif operation == "fsync":
-            unflushed.discard(absolute)
-        elif operation == "rename" and absolute in unflushed:
-            unflushed.add(os.path.abspath(str(to)))  # noqa: PTH100
+            flushed_bytes[absolute] = os.stat(absolute).st_size  # noqa: PTH116
+        elif operation == "rename" and absolute in flushed_bytes:
+            flushed_bytes[os.path.abspath(str(to))] = flushed_bytes.pop(absolute)  # noqa: PTH100
 
     def die() -> None:
-        for path in map(Path, unflushed if work.torn else ()):
-            if path.is_file():
-                os.truncate(path, path.stat().st_size // 2)
+        for path, kept in flushed_bytes.items() if work.torn else ():
+            if os.path.isfile(path):  # noqa: PTH113
+                size = os.stat(path).st_size  # noqa: PTH116
+                os.truncate(path, size - max(0, size - kept) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
     _watch_python(at)

@@ -47,7 +47,7 @@ def test_every_ensemble_is_drawn_once_in_both_rows():
             drawn = points(axes)
             expected = np.stack([made.mean_sat, 100 * values], axis=1)
             np.testing.assert_allclose(drawn[np.lexsort(drawn.T)], expected[np.lexsort(expected.T)])
-            assert axes.get_title().startswith("ρ 0.50 [0.10, 0.90]\ngiven accuracy -0.20 [-0.40, nan]")
+            assert axes.get_title().startswith("ρ 0.50 [0.10, 0.90]\ngiven accuracy -0.20, no interval")
     assert len(figure.legends[0].get_texts()) == 3
 
 
@@ -90,3 +90,4 @@ def test_measures_that_are_unknown_can_be_drawn():
     made, found = measures(unknown=True)
     figure = measures_report.draw(made, found, ["a"] * 6, title="x")
     assert [text.get_text() for text in figure.axes[0].texts].count("?") == 20
+    assert [axes.get_title() for axes in figure.axes[1:]] == ["ρ unknown; 0 pairs"] * 4

@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
+from simhpc.errors import SimhpcError
+from simhpc.report import heatmap, tables
 from simhpc.stages import aggregate
 from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import Interrupted
@@ -232,6 +234,41 @@ def test_a_file_replaced_while_it_is_read_is_not_mixed_in(copied, monkeypatch):
     assert execute(copied)["problems"] == [f"{path} was replaced while it was being read: run again"]
     assert np.isnan(similarity.load(copied.dir.similarity).sat[2]).all()
     assert not aggregate.is_done(copied, Task("aggregate", ALL))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "most"),
+    [
+        ("pairs_csv", tables.write_pairs, 1),
+        ("models_csv", tables.write_models, 3),
+        ("heatmap", lambda matrix, path: heatmap.write(matrix, path, title="other"), 1),
+        ("similarity_csv", tables.write_similarity, 99),
+    ],
+)
+def test_two_aggregations_at_once_do_not_mix_their_tables(copied, monkeypatch, name, write, most):
+    """An evaluation ended in between. The other one writes its table right before this one saves its matrix."""
+    found, other = predictions.load(copied.dir.predictions("vit")), similarity.load(copied.dir.similarity)
+    saved(copied.dir.predictions("vit"), found, adv_pred=np.where(found.adv_pred == -1, -1, found.labels))
+    table, save, disturbances = getattr(copied.dir, name), similarity.SimilarityMatrix.save, []
+
+    def disturbed(matrix, path):
+        if len(disturbances) < most:
+            disturbances.append(write(other, table))
+        save(matrix, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity.SimilarityMatrix, "save", disturbed)
+        if most > 10:
+            with pytest.raises(SimhpcError, match="others write its matrix too"):
+                execute(copied)
+            return
+        execute(copied)
+    assert len(disturbances) == most
+    assert aggregate.is_done(copied, Task("aggregate", ALL))
+    held = table.read_bytes()
+    table.unlink()
+    execute(copied)
+    assert table.read_bytes() == held
 
 
 def test_an_interruption_waits_for_no_file_that_was_not_begun(copied, monkeypatch):

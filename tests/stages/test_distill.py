@@ -11,12 +11,13 @@ import pytest
 from tiny import MODELS, execute_all, tiny, write_study
 
 from simhpc.errors import MissingInputError, ModelError, StudyError
+from simhpc.offline import analyze as analyses
+from simhpc.offline import inputs as analysis_inputs
+from simhpc.offline.suggest_teacher import suggest_teacher
 from simhpc.rundir import open_run
-from simhpc.stages import analysis_inputs, distill, estimate, inputs, stage_module, stages_of
-from simhpc.stages import analyze as analyses
+from simhpc.stages import distill, estimate, inputs, stage_module, stages_of
 from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import Interrupted
-from simhpc.stages.suggest_teacher import suggest_teacher
 from simhpc.stages.task import Task
 from simhpc.store import checkpoint
 from simhpc.study import load_study

@@ -179,6 +179,12 @@ def test_seconds(make_study, tmp_path):
     assert found["train", "cnn"].todo_s == 4.0 + 6 * 26 * 64 * 3.0 + 96 * 0.5
     assert found["train", "cnn"].step_s == 4.0 + 64 * 3.0 + 96 * 0.5
     assert found["aggregate", ALL].todo_s == START_S
+    costs, processes = {"cnn": unit()}, {"train": 2}
+    shared = by_task(estimate(run, facts(run), costs, accuracy=0.8, speeds=speeds, processes=processes))
+    assert shared["train", "cnn"].todo_s == 4.0 + 6 * 26 * 32 * 3.0 + 96 * 0.5
+    assert shared["train", "cnn"].step_s == 4.0 + 32 * 3.0 + 96 * 0.5
+    assert shared["train", "cnn"].memory_bytes < found["train", "cnn"].memory_bytes
+    assert shared["attack", "cnn"] == found["attack", "cnn"]
 
 
 def test_speed_from_tflops():

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import tiny, write_study
 
 from simhpc.errors import ImageSourceError
@@ -97,6 +98,29 @@ def test_where_it_diverges_the_last_good_state_is_named_and_kept(tmp_path):
     never = begun(tmp_path / "never", {"lr": 1000.0, "optimizer": "sgd", "epochs": 3}, save_every_s=1e6)
     with pytest.raises(TrainingDivergedError, match="no state had been saved before"):
         execute(never)
+
+
+@pytest.mark.parametrize(("precision", "grid"), [("float32", "native"), ("tf32", "canonical"), ("bfloat16", "native")])
+def test_accuracy_is_measured_as_that_of_models_in_the_matrix(tmp_path, monkeypatch, precision, grid):
+    """In the study's precision, whatever it was trained in: students are compared with undistilled models."""
+    from simhpc.attacks import batches
+
+    real, seen = batches.predict, {}
+
+    def predict(target, shown, *arguments):
+        seen.update(target=target, shown=shown, tf32=torch.backends.cuda.matmul.allow_tf32)
+        return real(target, shown, *arguments)
+
+    monkeypatch.setattr(batches, "predict", predict)
+    trained_in = {"float32": "tf32", "tf32": "float32", "bfloat16": "float32"}[precision]
+    raw = tiny(("cnn",), images={"n": 1697}, training={"epochs": 1, "precision": trained_in}, precision=precision)
+    raw["attack"]["grid"] = grid
+    run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
+    execute(run)
+    assert seen["tf32"] == (precision == "tf32")
+    assert seen["target"].classifier.in_bfloat16 == (precision == "bfloat16")
+    assert seen["target"].classifier.fits_inside == (grid == "canonical")
+    assert seen["shown"].shape == (1697, 3, *((8, 8) if grid == "canonical" else (16, 16)))
 
 
 def test_no_image_is_left(tmp_path, monkeypatch):

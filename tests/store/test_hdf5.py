@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from simhpc.errors import BadFileError, MissingInputError, NoSpaceError
+from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, NoSpaceError
 from simhpc.store import hdf5, seal
 
 KIND = "simhpc-test"
@@ -59,10 +59,13 @@ def test_missing_foreign_and_other_version(tmp_path):
         read(tmp_path / "text.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["big"] = BIG
-    with pytest.raises(BadFileError, match="not a simhpc-test file"):
+    with pytest.raises(ForeignFileError, match=r"foreign\.h5 has no seal"):
         read(tmp_path / "foreign.h5")
+    hdf5.write(tmp_path / "other.h5", kind="simhpc-other", version=1, attributes={}, datasets={"big": BIG})
+    with pytest.raises(ForeignFileError, match="not a simhpc-test file"):
+        read(tmp_path / "other.h5")
     hdf5.write(tmp_path / "new.h5", kind=KIND, version=2, attributes={}, datasets={"big": BIG})
-    with pytest.raises(BadFileError, match="version 2; this simhpc .* reads version 1"):
+    with pytest.raises(ForeignFileError, match="version 2; this simhpc .* reads version 1"):
         read(tmp_path / "new.h5")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from simhpc.study import DataConfig, Distillation, Model, Student, Training
 from simhpc.zoo import distillation as d
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.timm_import import timm
+from simhpc.zoo.training import Processes, Trainer
 from simhpc.zoo.training.recipe import make_transform
 
 CPU = torch.device("cpu")
@@ -170,9 +172,10 @@ def test_a_teacher_is_in_eval_mode_and_learns_nothing():
 @dataclass
 class Images:
     labels: np.ndarray
+    size_px: tuple[int, int] = (10, 10)
 
     def image(self, position):
-        pixels = np.random.default_rng(position).integers(0, 256, (10, 10, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(position).integers(0, 256, (*self.size_px, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
 
@@ -192,6 +195,39 @@ def test_answers_that_were_asked_before_give_the_same_loss(changes):
     order = torch.tensor([2, 0, 1])
     remembered = task_of(student, answers, **changes)(shown[order], order)["loss"]
     torch.testing.assert_close(asked, remembered)
+
+
+@pytest.mark.parametrize("size_px", [(10, 10), (10, 11), (13, 12), (9, 14)])
+def test_a_view_that_is_to_stay_the_same_does(size_px):
+    """Also of an image that is a pixel from square, where timm's crop is placed at random."""
+    still = Training(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip_prob=0.0, batch_size=4, epochs=4)
+    images, seen = Images(np.array([0, 1, 2, 1]), size_px), {}
+
+    class Student(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3))
+
+        def forward(self, shown):
+            for view in shown:
+                seen.setdefault(view.numpy().tobytes(), view)
+            return self.bias.expand(len(shown), 3)
+
+    for seed in (1, 2):  # of students that share their teacher's answers
+        student = Student()
+        one = Trainer(student, images, range(4), still, DATA, num_classes=3, seed=seed, processes=Processes(CPU))
+        one.run(lambda steps: None)
+    assert len(seen) == 4
+    answered = []
+    for seed in (1, 2):
+        random.seed(seed)
+        taught = teacher(nn.Flatten())
+        answered.append(d.ask(taught, images, range(4), still, DATA, batch_size=3))
+    np.testing.assert_array_equal(*answered)
+    # What the teacher was asked about is what the students saw.
+    asked = torch.from_numpy(answered[0]).view(4, 3, 8, 8)
+    for view in asked:
+        assert min((view - found).abs().max() for found in seen.values()) < 1e-5
 
 
 def test_what_timm_says_of_the_student_is_kept_but_for_its_normalisation():

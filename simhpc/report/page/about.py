@@ -42,7 +42,7 @@ ABOUT = {
     ),
     "importance": About(
         "Component importance",
-        "Which components make two models alike: how much worse a regression predicts SAT without each of them.",
+        "Which components make two models alike: how much worse a regression predicts SAT when one is shuffled.",
         names={
             "r2_in_sample": "R² in sample",
             "r2_held_out": "R², one or both models held out",

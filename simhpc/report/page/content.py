@@ -1,4 +1,4 @@
-"""What the report shows, as plain data: gathered by `simhpc.stages.report`, laid out by `document`."""
+"""What the report shows, as plain data: gathered by `simhpc.offline.report`, laid out by `document`."""
 
 from __future__ import annotations
 

@@ -32,10 +32,15 @@ class LabelledImages(Protocol):
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Some images of a source with a random transform, decoded on use."""
+    """Some images of a source with a random transform, decoded on use.
+
+    Args:
+        seed: of the transform, with the sample; None: an image is to look alike each time. timm places the crop of one
+            whose sides differ by a pixel at random however little it is asked to.
+    """
 
     def __init__(
-        self, source: LabelledImages, positions: Sequence[int], transform: Callable[..., Tensor], seed: int
+        self, source: LabelledImages, positions: Sequence[int], transform: Callable[..., Tensor], seed: int | None
     ) -> None:
         self._source = source
         self._positions = positions
@@ -49,7 +54,10 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         epoch, place, repetition = sample
         position = self._positions[place]
         image = self._source.image(position)
-        seed_cpu(derive_seed(self._seed, "augmentation", epoch, position, repetition))
+        if self._seed is None:
+            seed_cpu(derive_seed(0, "view", position))
+        else:
+            seed_cpu(derive_seed(self._seed, "augmentation", epoch, position, repetition))
         return self._transform(image), int(self._source.labels[position])
 
 

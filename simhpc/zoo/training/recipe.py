@@ -30,14 +30,20 @@ def check_settings(key: str, training: Training) -> None:
     """Try the settings that only timm can judge.
 
     Raises:
-        StudyError: an unknown optimiser or augmentation policy.
+        StudyError: an optimiser that is unknown or cannot be used, or an unknown augmentation policy.
     """
+    network = nn.Linear(1, 1)
     try:
-        make_optimizer(nn.Linear(1, 1), training)
+        optimizer = make_optimizer(network, training)
+        network(torch.ones(1, 1)).sum().backward()
+        # Some want gradients of gradients.
+        optimizer.step()
     except Exception as error:
         known = ", ".join(("sgd", "adamw", "lamb", "lion", "nadamw"))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudyError(
-            f"model {key!r}: training.optimizer: timm has no optimiser {training.optimizer!r}; for example {known}"
+            f"model {key!r}: training.optimizer: timm's {training.optimizer!r} cannot be used ({reason}); for example "
+            f"{known}"
         ) from error
     try:
         make_transform(training, DataConfig(input_size_px=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear"))

@@ -33,7 +33,8 @@ class States:
         path = self._path(step)
         with replacing(path, verify=self._read) as temporary:
             torch.save({"format": KIND, "format_version": VERSION, "identity": self.identity, **state}, temporary)
-        for older in self._paths()[:-_KEPT]:
+        # Later ones, which were damaged or are another copy's, take no place from those that are good.
+        for older in [held for held in self._paths() if _step_of(held) <= step][:-_KEPT]:
             older.unlink(missing_ok=True)
         return path
 

@@ -95,7 +95,9 @@ class Trainer:
             repetitions=training.repeated_augmentation,
             seed=seed,
         )
-        self._images = TrainingImages(images, positions, recipe.make_transform(training, data), seed)
+        self._images = TrainingImages(
+            images, positions, recipe.make_transform(training, data), seed if training.random_views else None
+        )
         self._workers = workers
         self._mixing = recipe.make_mixing(training, num_classes)
         self._task = recipe.make_task(network, training, processes.device, *([kind] if kind is not None else []))
@@ -125,9 +127,7 @@ class Trainer:
         Raises:
             TrainingDivergedError: a weight is no longer finite.
         """
-        weights = self._network.state_dict()
-        if wrong := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
-            raise TrainingDivergedError(f"{wrong[0]} is no longer finite after step {self.done}: lower training.lr")
+        weights = self._finite_weights()
         ema = self._task.get_trainable_module(ema=True)
         return {
             "step": self.done,
@@ -157,7 +157,7 @@ class Trainer:
             Mean training loss of the last epoch, in nats.
 
         Raises:
-            TrainingDivergedError: the loss is no longer finite.
+            TrainingDivergedError: the loss is no longer finite, or a weight after the last step.
         """
         every = look_every or (_GPU_LOOKS_EVERY if self._processes.device.type == "cuda" else 1)
         mine = range(self._processes.rank, self._parts, self._processes.count)
@@ -189,6 +189,7 @@ class Trainer:
             if len(waiting) == every or self.done == self.steps:
                 on_steps(self._look(waiting))
                 waiting.clear()
+        self._finite_weights()
         if (ema := self._task.get_trainable_module(ema=True)) is not None:
             self._network.load_state_dict(ema.module.state_dict())
         self._network.eval()
@@ -213,6 +214,17 @@ class Trainer:
         if not self._training.clip_grad_norm:
             return math.nan
         return torch.nn.utils.clip_grad_norm_(self._task.get_clip_parameters(), self._training.clip_grad_norm)
+
+    def _finite_weights(self) -> dict[str, Tensor]:
+        """The network's weights and buffers.
+
+        Raises:
+            TrainingDivergedError: one is no longer finite.
+        """
+        weights: dict[str, Tensor] = self._network.state_dict()
+        if wrong := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+            raise TrainingDivergedError(f"{wrong[0]} is no longer finite after step {self.done}: lower training.lr")
+        return weights
 
     def _look(self, waiting: Sequence[tuple[Tensor, float]]) -> list[Step]:
         """Wait for the device and take the numbers of the last steps from it."""

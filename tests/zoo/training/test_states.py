@@ -40,6 +40,20 @@ def test_a_damaged_state_is_passed_over(tmp_path, damage):
         states.load(2)
 
 
+def test_a_new_state_is_kept_however_many_damaged_ones_are_later(tmp_path):
+    """A training that had to begin again is before them for a while."""
+    states = States(tmp_path, "a" * 64)
+    for step in (20, 30):
+        states.save(step, state(step)).write_bytes(b"")
+    for step in (3, 5, 7):
+        states.save(step, state(step))
+        assert states.last() == step
+    assert [path.name for path in sorted(tmp_path.rglob("*.pt"))] == [f"step-{step:09d}.pt" for step in (5, 7, 20, 30)]
+    for step in (29, 31):
+        states.save(step, state(step))
+    assert [path.name for path in sorted(tmp_path.rglob("*.pt"))] == ["step-000000030.pt", "step-000000031.pt"]
+
+
 def test_another_training_goes_on_from_its_own(tmp_path):
     ours, theirs = States(tmp_path, "a" * 64), States(tmp_path, "b" * 64)
     path = ours.save(3, state(3))

@@ -220,6 +220,28 @@ def test_a_weight_that_is_not_finite_is_never_saved():
         one.state()
 
 
+def test_a_weight_that_the_last_step_has_broken_is_no_result():
+    """Its own loss was finite still, and there is no next one."""
+    net = network(dropout=0.0, norm=False)
+    with torch.no_grad():
+        net[0].bias.fill_(1e37)  # in what comes before ReLU
+        net[5].weight.fill_(0.0)
+        net[5].weight[0].fill_(1e-36)
+    one = trainer(net, epochs=1, batch_size=36, optimizer="sgd", lr=1000.0, warmup_epochs=0)
+    seen = []
+    with pytest.raises(TrainingDivergedError, match=r"5\.weight is no longer finite after step 1: lower"):
+        one.run(seen.extend)
+    assert len(seen) == one.steps == 1
+    assert math.isfinite(seen[0].loss_nats)
+
+
+@pytest.mark.parametrize("optimizer", ["adahessian", "adamww"])
+def test_an_optimiser_that_cannot_be_used_is_refused_before_a_training_begins(optimizer):
+    with pytest.raises(StudyError, match=f"model 'm': training.optimizer: timm's '{optimizer}' cannot be used"):
+        recipe.check_settings("m", Training(optimizer=optimizer))
+    recipe.check_settings("m", Training(optimizer="lamb"))
+
+
 def test_fewer_images_than_a_batch_are_one_batch():
     assert trainer(network(), n=6).batch_size == 6
     assert trainer(network(), n=5, mixup_alpha=0.2).batch_size == 4  # pairs

@@ -7,6 +7,7 @@ analysis appears without a change here; `simhpc.report.page.about` has what it i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,14 +18,14 @@ import numpy as np
 
 from simhpc.analysis.similarity import fooling_rates, similarity_order
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.analyze import ANALYSES
+from simhpc.offline.examples import examples
+from simhpc.offline.inputs import Inputs, made_from, without_root
 from simhpc.report.families import families
 from simhpc.report.page import document, summary
 from simhpc.report.page.about import ABOUT, About
 from simhpc.report.page.content import Analysis, Content, File, Grouping, ModelRow, Tree
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.analysis_inputs import Inputs, made_from
-from simhpc.stages.analyze import ANALYSES
-from simhpc.stages.examples import examples
 from simhpc.store import named_csv, predictions, similarity
 from simhpc.store.atomic import write_text
 from simhpc.store.provenance import Provenance
@@ -48,6 +49,7 @@ def write(run: Run, path: Path) -> dict[str, Any]:
         matrix = similarity.load(run.dir.similarity)
     except MissingInputError:
         raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
+    matrix = replace(matrix, problems=[_without_folders(run, problem) for problem in matrix.problems])
     made_by = _provenances(run, matrix)
     weights = {model.key: model.weights for model in run.study.models}
     rows = []
@@ -342,6 +344,11 @@ def _provenances(run: Run, matrix: SimilarityMatrix) -> dict[str, Provenance]:
 
 def _file(path: Path, root: Path) -> File | None:
     return File(path.relative_to(root).as_posix(), path, path.stat().st_size) if path.is_file() else None
+
+
+def _without_folders(run: Run, message: str) -> str:
+    """A message about files of the run without the folder that it lies in, or lay in when the matrix was made."""
+    return re.sub(r"\S*/(?=(adversarial|predictions)/)", "", without_root(run, message))
 
 
 def _without_folder(source: str) -> str:

@@ -6,13 +6,13 @@ import numpy as np
 
 from simhpc.analysis import distillation as analysis
 from simhpc.errors import AnalysisError
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
 from simhpc.report import distillation as report
 from simhpc.report.families import UNKNOWN, column_of_families
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import distill
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.store import similarity
 from simhpc.study import Distillation, Model, Student
 

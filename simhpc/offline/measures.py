@@ -8,14 +8,17 @@ import numpy as np
 
 from simhpc.analysis import measures as measuring
 from simhpc.analysis.measures import Cost, Measure
+from simhpc.analysis.reliability import spearman_brown
+from simhpc.analysis.representations import correlation_of_halves
 from simhpc.analysis.similarity import PairCounts
+from simhpc.errors import AnalysisError, BadFileError
+from simhpc.offline.clean_answers import CleanAnswers, clean_answers
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from, without_root
+from simhpc.offline.representations import representation_measures, sat_halves
 from simhpc.report import measures as measures_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
-from simhpc.stages.analyze_representations import representation_measures
-from simhpc.stages.clean_answers import CleanAnswers, clean_answers
 from simhpc.stages.representations import PASSES_PER_GRADIENT
 from simhpc.store import similarity
 
@@ -26,13 +29,20 @@ def analyze_measures(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     options = measuring.Settings(seed=settings.seed)
     answers = clean_answers(inputs.run, inputs.names)
     measures, seconds = _measured(inputs.run, inputs, answers, options)
-    for name, (value, std_error, note) in representation_measures(inputs.run, answers.names, settings.seed).items():
-        measures.append(Measure(name, value, std_error, "at most 1", True, None, _INSIDE[name], note))
+    problems = [*answers.problems]
+    try:
+        inside = representation_measures(inputs.run, answers.names, settings.seed)
+    except (AnalysisError, BadFileError) as error:
+        inside = {}
+        problems.append(f"gradient cosine and CKA are left out: {error}")
+    for name, (value, std_error, reliability, note) in inside.items():
+        measures.append(Measure(name, value, std_error, "at most 1", True, None, _INSIDE[name], note, reliability))
     found = measuring.compare(measures, options)
     result = {
         **made_from(inputs),
         **measures_report.summary(measures, found, answers.names, options),
         "models": answers.names,
+        "notes": [*(without_root(inputs.run, problem) for problem in problems), *found.notes],
     }
     table, correlations, summary = (
         out.analysis(name) for name in ("measures.csv", "measure_correlations.csv", "measures.json")
@@ -45,8 +55,8 @@ def analyze_measures(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     write_svg_and_png(measures_report.draw(measures, found, families, title=inputs.title), svg, png)
     # Not in the files: these are the same each time.
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    notes = [*answers.notes, *found.notes, f"computed from what is stored in {took}"]
-    return Outcome([table, correlations, summary, svg, png], result, notes)
+    notes = [*found.notes, f"computed from what is stored in {took}"]
+    return Outcome([table, correlations, summary, svg, png], result, notes, problems)
 
 
 _INSIDE = {"gradient_cosine": Cost(0, PASSES_PER_GRADIENT), "linear_cka": Cost(1)}
@@ -62,18 +72,22 @@ def _measured(
     def transferability() -> Measure:
         matrix = similarity.load(run.dir.similarity)
         counts = PairCounts(matrix.n_common[kept], matrix.n_fooled[kept], matrix.n_both[kept])
-        return measuring.transferability(inputs.sat[kept], counts, matrix.floor_percent, _cost(run), options)
+        halves = sat_halves(run, answers.names, options.seed)[:, :, *np.triu_indices(len(answers.names), k=1)]
+        reliability = spearman_brown(correlation_of_halves(halves))
+        return measuring.transferability(
+            inputs.sat[kept], counts, matrix.floor_percent, _cost(run), reliability, options
+        )
 
     def divergence() -> Measure:
         m, n = answers.predicted.shape
         images = measuring.divergence_images(m, n, answers.num_classes, options.seed)
-        return measuring.divergence(answers.probabilities(), images)
+        return measuring.divergence(answers.probabilities(), images, options)
 
     measures, seconds = [], {}
     for work in (
         transferability,
         lambda: measuring.error_consistency(answers.right, options),
-        lambda: measuring.disagreement(answers.predicted),
+        lambda: measuring.disagreement(answers.predicted, options),
         divergence,
     ):
         started_s = time.monotonic()

@@ -6,11 +6,11 @@ import json
 
 from simhpc.analysis import strategies as analysis
 from simhpc.analysis.strategies import Origin
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
 from simhpc.report import strategies as strategies_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import RunDir
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.study import Model, Study
 
 _TRAINING_ARGS = {

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from simhpc.analysis.similarity import similarity_order
 from simhpc.errors import BadFileError, MissingInputError
+from simhpc.offline.inputs import without_root
 from simhpc.report.page import pictures
 from simhpc.report.page.content import Attacked, Example, Examples
 from simhpc.rundir import Run
@@ -36,7 +37,7 @@ def examples(run: Run, matrix: SimilarityMatrix) -> Examples:
             if adversarial_header(run, model).n_attacked > 0:
                 usable.append(model)
         except (BadFileError, MissingInputError) as error:
-            reasons.append(_without_root(run, error))
+            reasons.append(without_root(run, error))
     if not usable:
         return Examples(absent="There are no attacked images here" + (f": {reasons[0]}." if reasons else "."))
     spread = np.unique(np.linspace(0, len(usable) - 1, MOST_MODELS).round().astype(int))
@@ -48,14 +49,9 @@ def examples(run: Run, matrix: SimilarityMatrix) -> Examples:
             return Examples(absent="None of the models classifies an image correctly, so none was attacked.")
         return _shown(run, chosen, index, image_set.load_some(run.dir.images, positions.tolist()), positions)
     except (BadFileError, MissingInputError) as error:
-        return Examples(absent=f"They cannot be read: {_without_root(run, error)}.")
+        return Examples(absent=f"They cannot be read: {without_root(run, error)}.")
     except ImportError as error:
         return Examples(absent=f"What a model sees is computed by torch, which is not installed here ({error}).")
-
-
-def _without_root(run: Run, error: Exception) -> str:
-    """A message without the folder that the run lies in: the report is passed on."""
-    return str(error).replace(f"{run.dir.root}/", "")
 
 
 def _choose(

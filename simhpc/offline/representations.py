@@ -15,20 +15,20 @@ from simhpc.analysis import representations as analysis
 from simhpc.analysis.reliability import Outcomes
 from simhpc.analysis.representations import Measure
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from, without_root
 from simhpc.report import representations as report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.seeds import derive_seed
 from simhpc.stages.aggregate import gather
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
 from simhpc.stages.progress import read_progress
 from simhpc.stages.representations import PASSES_PER_GRADIENT, STAGE, usable_header
 from simhpc.store import representations, similarity
 from simhpc.store.representations import Header
 
-NamedMeasure = tuple[NDArray[np.float64], NDArray[np.float64] | None, str]
-"""Values (M, M), standard errors (M, M), and what they cost, in words."""
+NamedMeasure = tuple[NDArray[np.float64], NDArray[np.float64] | None, float, str]
+"""Values (M, M), standard errors (M, M), reliability, and what they cost, in words."""
 
 _GRADIENTS_BYTES = 256 << 20
 """Of gradients of all models that are in memory at once."""
@@ -43,12 +43,14 @@ class _Stored:
     Attributes:
         kept: their positions among the names asked for.
         headers: of each.
-        notes: which others cannot, and why.
+        notes: which others have nothing stored.
+        problems: whose file cannot be used, and why.
     """
 
     kept: list[int]
     headers: list[Header]
     notes: list[str]
+    problems: list[str]
 
 
 def representation_measures(run: Run, names: Sequence[str], seed: int) -> dict[str, NamedMeasure]:
@@ -83,7 +85,12 @@ def representation_measures(run: Run, names: Sequence[str], seed: int) -> dict[s
         return whole
 
     return {
-        name: (placed(measure.values), placed(measure.std_errors), costs[name] + sizes)
+        name: (
+            placed(measure.values),
+            placed(measure.std_errors),
+            analysis.noise(measure).reliability,
+            costs[name] + sizes,
+        )
         for name, measure in measures.items()
     }
 
@@ -93,13 +100,15 @@ def analyze_representations(inputs: Inputs, out: RunDir, settings: Settings) -> 
     run = inputs.run
     assert run is not None
     stored = _stored(run, inputs.names)
-    if not stored.kept:
+    if not stored.kept and not stored.problems:
         return Outcome([], {}, [f"not done: {_HOW}"])
     if len(stored.kept) < 2:
-        raise AnalysisError(f"of two models or more something has to be stored: {'; '.join(stored.notes)}. {_HOW}")
+        raise AnalysisError(
+            f"of two models or more something has to be stored: {'; '.join([*stored.problems, *stored.notes])}. {_HOW}"
+        )
     names = [inputs.names[position] for position in stored.kept]
     found = _computed_of(run, inputs.names, stored, settings.seed)
-    sat = _sat(run, inputs, stored.kept, derive_seed(settings.seed, "sat"))
+    sat = _sat(run, inputs, stored.kept, settings.seed)
     measures = {"gradient_cosine": found.gradient_cosine, "linear_cka": found.cka}
     noises = {name: analysis.noise(measure) for name, measure in {**measures, "sat": sat}.items()}
     rows = [
@@ -115,7 +124,7 @@ def analyze_representations(inputs: Inputs, out: RunDir, settings: Settings) -> 
         "settings": {"seed": settings.seed, "stored": run.study.representations.model_dump(mode="json")},
         "models": names,
         **report.summary(noises, rows, found.cosines),
-        "notes": notes,
+        "notes": [*(without_root(run, problem) for problem in stored.problems), *notes],
     }
     models, pairs = out.analysis("representations.csv"), out.analysis("representation_pairs.csv")
     summary, svg, png = (
@@ -127,18 +136,18 @@ def analyze_representations(inputs: Inputs, out: RunDir, settings: Settings) -> 
     report.write_pairs(names, found.cosines, found.gradient_cosine, found.cka, pairs)
     write_json(summary, result)
     write_svg_and_png(report.draw(measures, noises, sat, found.cosines, rows, title=inputs.title), svg, png)
-    return Outcome([models, pairs, summary, svg, png], result, notes)
+    return Outcome([models, pairs, summary, svg, png], result, notes, stored.problems)
 
 
 def _stored(run: Run, names: Sequence[str]) -> _Stored:
-    found = _Stored([], [], [])
+    found = _Stored([], [], [], [])
     for position, name in enumerate(names):
         try:
             header = usable_header(run, run.study.model(name))
         except MissingInputError:
             continue
         except BadFileError as error:
-            found.notes.append(f"left out: {error}")
+            found.problems.append(f"left out: {error}")
             continue
         found.kept.append(position)
         found.headers.append(header)
@@ -197,11 +206,14 @@ def _sat(run: Run, inputs: Inputs, kept: Sequence[int], seed: int) -> Measure:
     at = [matrix.models.index(inputs.names[position]) for position in kept]
     errors = ((matrix.ci_high - matrix.ci_low) / width)[np.ix_(at, at)]
     names = [inputs.names[position] for position in kept]
-    return Measure(inputs.sat[np.ix_(kept, kept)], errors, matrix.n_images, _sat_halves(run, names, seed))
+    return Measure(inputs.sat[np.ix_(kept, kept)], errors, matrix.n_images, sat_halves(run, names, seed))
 
 
-def _sat_halves(run: Run, names: Sequence[str], seed: int) -> NDArray[np.float64]:
-    """(S, 2, K, K), as in `Measure`."""
+def sat_halves(run: Run, names: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """SAT of K models from halves of the images: (S, 2, K, K), as in `Measure`.
+
+    The same seed gives the halves that "How sure is it" has, and so the same reliability.
+    """
     gathered = gather(run, lambda *_: None)
     keys, k = [model.key for model in run.study.models], len(names)
     at = [keys.index(name) for name in names]

@@ -8,14 +8,14 @@ from simhpc.analysis import reliability as analysis
 from simhpc.analysis.reliability import Neighbours, Outcomes
 from simhpc.analysis.similarity import count_pairs, sat_matrix
 from simhpc.errors import AnalysisError
+from simhpc.offline.found_clusters import clusters_of
+from simhpc.offline.inputs import Inputs, Other, Outcome, Settings, made_from
 from simhpc.report import reliability as reliability_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.reliability import Against, Reliability
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.stages.aggregate import gather
-from simhpc.stages.analysis_inputs import Inputs, Other, Outcome, Settings, made_from
-from simhpc.stages.found_clusters import clusters_of
 
 _MOST_NAMED = 10
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simhpc.stages.analysis_inputs import _differences
+from simhpc.offline.inputs import _differences
 
 
 def test_what_many_models_differ_in_is_one_line(make_study):

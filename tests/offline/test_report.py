@@ -13,11 +13,12 @@ from report.html_page import Page
 from report.synthetic import EPS, synthetic_run
 
 from simhpc.errors import MissingInputError
+from simhpc.offline import analyze
+from simhpc.offline import report as stage
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run
 from simhpc.report.page import document
 from simhpc.rundir import RunDir, open_run
-from simhpc.stages import analyze
-from simhpc.stages import report as stage
-from simhpc.stages.analysis_inputs import Settings, inputs_of_files, inputs_of_run
+from simhpc.stages import aggregate
 from simhpc.store import similarity
 from simhpc.study import Boosting
 
@@ -234,6 +235,19 @@ def test_folders_of_this_machine_are_not_passed_on(planted, tmp_path):
     assert planted.study.images.source not in source
     assert str(planted.dir.root) not in source
     assert "folder:val" in source
+
+
+def test_problems_of_the_matrix_name_files_without_the_folder_of_the_run(copied):
+    copied.dir.predictions("vit").unlink()
+    aggregate.execute(copied, aggregate.tasks(copied)[0], lambda *_: None)
+    matrix = similarity.load(copied.dir.similarity)
+    matrix.problems.append("/scratch/her/run/predictions/cnn.h5 does not cover vit: run the evaluate stage")
+    matrix.save(copied.dir.similarity)
+    made, page = page_of(copied)
+    assert made["problems"][0].startswith("predictions/vit.h5 does not exist")
+    assert made["problems"][1] == "predictions/cnn.h5 does not cover vit: run the evaluate stage"
+    assert "predictions/vit.h5 does not exist" in page.one("section", id="summary").text
+    assert str(copied.dir.root) not in copied.dir.report.read_text(encoding="utf-8")
 
 
 def test_a_run_without_a_matrix_says_what_makes_one(copied):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simhpc.errors import BadFileError, MissingInputError, SimhpcError
+from simhpc.offline import verify_files
+from simhpc.offline.isolated import CallFailedError, Worker
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import inputs, prepare, verify_files
-from simhpc.stages.isolated import CallFailedError, Worker
+from simhpc.stages import inputs, prepare
 from simhpc.stages.task import ALL
 from simhpc.store import image_set
 from simhpc.store.atomic import is_left_over, is_temporary
@@ -181,7 +182,8 @@ def _survey(run: Run) -> tuple[list[_Held], list[str], list[Finding]]:
     root = run.dir.root
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
-        if path.is_symlink():
+        # submitit links each of its batch scripts beside itself.
+        if path.is_symlink() and not name.startswith("slurm/"):
             notes.append(f"{_shown(name)} is a link to {_shown(str(path.readlink()))}: read, and never written through")
         if is_temporary(path.name):
             findings += _leftover(path, name)

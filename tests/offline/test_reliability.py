@@ -12,11 +12,11 @@ import pytest
 from simhpc.analysis import reliability as analysis
 from simhpc.analysis.similarity import count_pairs, pack_bits, sat_matrix
 from simhpc.errors import AnalysisError
+from simhpc.offline import reliability as stage
+from simhpc.offline.inputs import Inputs, Other, Settings, made_from
 from simhpc.report import reliability as report
 from simhpc.rundir import RunDir
 from simhpc.stages import aggregate
-from simhpc.stages import analyze_reliability as stage
-from simhpc.stages.analysis_inputs import Inputs, Other, Settings, made_from
 from simhpc.store import similarity
 from simhpc.study import Similarity, Study
 

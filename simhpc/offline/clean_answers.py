@@ -25,7 +25,7 @@ class CleanAnswers:
         labels: int32 (N,), true classes.
         predicted: int32 (M, N), answered classes.
         num_classes: of every model.
-        notes: which models were left out and why, one line each.
+        problems: which models were left out and why, one line each.
     """
 
     run: Run
@@ -35,7 +35,7 @@ class CleanAnswers:
     labels: NDArray[np.int32]
     predicted: NDArray[np.int32]
     num_classes: int
-    notes: list[str]
+    problems: list[str]
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -64,15 +64,15 @@ def clean_answers(run: Run, names: Sequence[str]) -> CleanAnswers:
         AnalysisError: fewer than two can be used, or they do not have as many classes as each other.
     """
     outlines: list[Outline] = []
-    kept, notes = [], []
+    kept, problems = [], []
     for position, name in enumerate(names):
         try:
             outlines.append(checked_outline(run, run.study.model(name), outlines[0] if outlines else None))
             kept.append(position)
         except (MissingInputError, BadFileError) as error:
-            notes.append(f"{name} is left out: {error}")
+            problems.append(f"{name} is left out: {error}")
     if len(kept) < 2:
-        raise AnalysisError(f"it takes the predictions of two models, there are {len(kept)}; {'; '.join(notes)}")
+        raise AnalysisError(f"it takes the predictions of two models, there are {len(kept)}; {'; '.join(problems)}")
     of_classes: dict[int, list[str]] = {}
     for position, outline in zip(kept, outlines, strict=True):
         of_classes.setdefault(outline.num_classes, []).append(names[position])
@@ -87,5 +87,5 @@ def clean_answers(run: Run, names: Sequence[str]) -> CleanAnswers:
         labels=outlines[0].labels,
         predicted=np.stack([outline.clean_pred for outline in outlines]),
         num_classes=outlines[0].num_classes,
-        notes=notes,
+        problems=problems,
     )

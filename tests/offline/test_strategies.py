@@ -11,10 +11,10 @@ from tiny import DATA, MODELS, tiny
 
 from simhpc.analysis import strategies as analysis
 from simhpc.analysis.strategies import derived
+from simhpc.offline.inputs import Inputs, Settings, made_from
+from simhpc.offline.strategies import analyze_strategies, origin_of, origins
 from simhpc.report import strategies as report
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.analysis_inputs import Inputs, Settings, made_from
-from simhpc.stages.analyze_strategies import analyze_strategies, origin_of, origins
 from simhpc.study import Model, parse_study
 
 CNN = {**MODELS["cnn"], "weights": "train", "data": DATA}

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from simhpc.errors import AnalysisError, BadFileError
+from simhpc.offline import inputs as analysis_inputs
+from simhpc.offline import measures as analyze_measures
+from simhpc.offline import suggest_ensemble as suggest
+from simhpc.offline.clean_answers import clean_answers
+from simhpc.offline.ensembles import analyze_ensembles
+from simhpc.offline.found_clusters import clusters_of
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import analysis_inputs, analyze_measures, suggest
-from simhpc.stages.analyze_ensembles import analyze_ensembles
-from simhpc.stages.clean_answers import clean_answers
-from simhpc.stages.found_clusters import clusters_of
 from simhpc.store import predictions, similarity
 
 KEYS = ["cnn", "convnext", "vit"]
@@ -36,7 +38,7 @@ def saved_again(run: Run, key: str, **changes):
 
 def test_answers_are_those_of_the_files_block_by_block(finished):
     answers = clean_answers(finished, ["vit", "cnn"])
-    assert (answers.names, answers.kept, answers.num_classes, answers.notes) == (["vit", "cnn"], [0, 1], 10, [])
+    assert (answers.names, answers.kept, answers.num_classes, answers.problems) == (["vit", "cnn"], [0, 1], 10, [])
     held = [predictions.load(finished.dir.predictions(key)) for key in ("vit", "cnn")]
     np.testing.assert_array_equal(answers.right, [each.clean_pred == each.labels for each in held])
     whole = np.concatenate(list(answers.probabilities()), axis=1)
@@ -47,15 +49,29 @@ def test_models_without_predictions_are_left_out_by_name(copied: Run, tmp_path):
     copied.dir.predictions("convnext").unlink()
     answers = clean_answers(copied, KEYS)
     assert (answers.names, answers.kept) == (["cnn", "vit"], [0, 2])
-    assert answers.notes[0].startswith("convnext is left out: ")
+    assert answers.problems[0].startswith("convnext is left out: ")
     outcome = analyze_ensembles(inputs_of(copied), RunDir(tmp_path), analysis_inputs.Settings())
     assert outcome.result["models"] == ["cnn", "vit"]
+    assert outcome.problems == answers.problems
+    assert str(copied.dir.root) in outcome.problems[0]
+    # The file says it too, wherever the run lies, and with it the report.
+    assert outcome.result["notes"][0].startswith("convnext is left out: predictions/convnext.h5")
     rows = list(csv.DictReader((tmp_path / "analysis" / "ensembles.csv").open()))
     assert [row["members"] for row in rows] == ["cnn vit"]
     assert float(rows[0]["mean_sat"]) == similarity.load(copied.dir.similarity).sat[0, 2]
     copied.dir.predictions("cnn").unlink()
     with pytest.raises(AnalysisError, match="it takes the predictions of two models, there are 1; cnn is left out"):
         clean_answers(copied, KEYS)
+
+
+def test_measures_say_whom_they_left_out_as_well(finished, tmp_path, monkeypatch):
+    lacking = f"resnet is left out: {finished.dir.predictions('resnet')} does not exist"
+    found = replace(clean_answers(finished, KEYS), problems=[lacking])
+    monkeypatch.setattr(analyze_measures, "clean_answers", lambda *_: found)
+    outcome = analyze_measures.analyze_measures(inputs_of(finished), RunDir(tmp_path), analysis_inputs.Settings())
+    assert outcome.problems == [lacking]
+    written = json.loads((tmp_path / "analysis" / "measures.json").read_text())
+    assert written["notes"][0] == "resnet is left out: predictions/resnet.h5 does not exist"
 
 
 def test_models_of_other_numbers_of_classes_have_no_average(copied: Run):
@@ -72,8 +88,8 @@ def test_damaged_probabilities_are_never_a_number(copied: Run):
         file["clean/probabilities"][3, 3] = 0.5
     answers = clean_answers(copied, KEYS)
     assert answers.names == ["cnn", "convnext"]
-    assert "vit is left out" in answers.notes[0]
-    assert "vit.h5" in answers.notes[0]
+    assert "vit is left out" in answers.problems[0]
+    assert "vit.h5" in answers.problems[0]
 
 
 def test_probabilities_that_are_damaged_while_they_are_read_are_an_error(copied: Run):
@@ -144,12 +160,13 @@ def test_measures_that_look_inside_networks_stand_beside_the_others(finished, tm
 
     def stored(run, names, seed):
         value = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, np.nan], [np.nan, np.nan, np.nan]])
-        return {"linear_cka": (value, None, "70 forward passes per model")}
+        return {"linear_cka": (value, None, 0.75, "70 forward passes per model")}
 
     monkeypatch.setattr(analyze_measures, "representation_measures", stored)
     outcome = analyze_measures.analyze_measures(inputs_of(finished), RunDir(tmp_path), analysis_inputs.Settings())
     last = outcome.result["measures"][-1]
     assert (last["name"], last["note"], last["n_images"]) == ("linear_cka", "70 forward passes per model", None)
+    assert last["reliability"] == 0.75
     rows = [
         row for row in csv.DictReader((tmp_path / "analysis" / "measures.csv").open()) if row["measure"] == "linear_cka"
     ]
@@ -157,6 +174,17 @@ def test_measures_that_look_inside_networks_stand_beside_the_others(finished, tm
     assert {row["std_error"] for row in rows} == {"nan"}
     of_it = [each for each in outcome.result["correlations"] if each["other"] == "linear_cka"]
     assert [(each["n_pairs"], each["rho"]) for each in of_it] == [(1, pytest.approx(math.nan, nan_ok=True))] * 4
+
+
+def test_what_is_stored_of_networks_and_damaged_stops_no_other_measure(finished, tmp_path, monkeypatch):
+    def stored(run, names, seed):
+        raise BadFileError("representations/vit.h5 is damaged")
+
+    monkeypatch.setattr(analyze_measures, "representation_measures", stored)
+    outcome = analyze_measures.analyze_measures(inputs_of(finished), RunDir(tmp_path), analysis_inputs.Settings())
+    assert outcome.problems == ["gradient cosine and CKA are left out: representations/vit.h5 is damaged"]
+    assert outcome.result["notes"][0] == outcome.problems[0]
+    assert [each["name"] for each in outcome.result["measures"]][-1] == "js_divergence"
 
 
 def test_a_suggestion_of_a_run(finished):
@@ -192,4 +220,4 @@ def test_a_member_that_must_be_and_has_no_predictions(copied: Run):
     copied.dir.predictions("vit").unlink()
     with pytest.raises(AnalysisError, match=r"vit: cannot be included; vit is left out: .*vit\.h5"):
         suggest.suggest_ensemble(copied, 2, include=["vit"])
-    assert suggest.suggest_ensemble(copied, 2)["notes"][0].startswith("vit is left out")
+    assert suggest.suggest_ensemble(copied, 2)["problems"][0].startswith("vit is left out")

@@ -8,7 +8,7 @@ import numpy as np
 
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis.clusters import Clusters
-from simhpc.stages.analysis_inputs import Inputs, Settings
+from simhpc.offline.inputs import Inputs, Settings
 
 
 def options_of(settings: Settings) -> clustering.Settings:

@@ -1,8 +1,7 @@
-"""What a similarity matrix means: one function per analysis, each writes its tables and figures. Offline.
+"""What a similarity matrix means: one function per analysis, each writes its tables and figures.
 
-Not a stage of the cluster: it needs no GPU and no predictions, and takes a minute for 69 models. A new analysis is a
-module in `simhpc/analysis/`, one in `simhpc/report/`, a function here (or in an `analyze_*.py` beside this file) and a
-line in `ANALYSES`.
+A new analysis is a module in `simhpc/analysis/` (the statistics), one in `simhpc/report/` (tables and figure), a
+function here or in a module beside this one that joins the two, and a line in `ANALYSES`.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import numpy as np
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.distillation import analyze_distillation
+from simhpc.offline.ensembles import analyze_ensembles
+from simhpc.offline.found_clusters import clusters_of, options_of
+from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
+from simhpc.offline.measures import analyze_measures
+from simhpc.offline.reliability import analyze_reliability
+from simhpc.offline.representations import analyze_representations
+from simhpc.offline.strategies import analyze_strategies
 from simhpc.report import clusters as clusters_report
 from simhpc.report import heatmap
 from simhpc.report import importance as importance_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import plain, write_json
 from simhpc.rundir import RunDir
-from simhpc.stages.analysis_inputs import Inputs, Outcome, Settings, made_from
-from simhpc.stages.analyze_distillation import analyze_distillation
-from simhpc.stages.analyze_ensembles import analyze_ensembles
-from simhpc.stages.analyze_measures import analyze_measures
-from simhpc.stages.analyze_reliability import analyze_reliability
-from simhpc.stages.analyze_representations import analyze_representations
-from simhpc.stages.analyze_strategies import analyze_strategies
-from simhpc.stages.found_clusters import clusters_of, options_of
 from simhpc.store import similarity
 
 
@@ -70,6 +69,7 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
             summary[name] = outcome.result
         files += outcome.files
         notes += [f"{name}: {note}" for note in outcome.notes]
+        problems += [f"{name}: {problem}" for problem in outcome.problems]
     if inputs.run is not None and inputs.columns and out.root == inputs.run.dir.root:
         # Made before the families of the models were known.
         matrix = similarity.load(inputs.run.dir.similarity)

@@ -18,12 +18,14 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import execute_all, tiny, write_study
 
-from simhpc.errors import SimhpcError
+from simhpc.errors import ForeignFileError, SimhpcError
+from simhpc.offline import verify, verify_files
+from simhpc.offline.isolated import CallFailedError, Worker
 from simhpc.rundir import Run, RunDir, open_run
-from simhpc.stages import distill, verify, verify_files
-from simhpc.stages.isolated import CallFailedError, Worker
+from simhpc.stages import aggregate, distill
 from simhpc.stages.prepare import prepare
-from simhpc.store import adversarial, answers, checkpoint, predictions, similarity
+from simhpc.store import adversarial, answers, attack_parts, checkpoint, image_set, predictions, similarity
+from simhpc.store import representations as representation_files
 from simhpc.store.atomic import temporary_name
 from simhpc.study import load_study
 
@@ -147,14 +149,41 @@ def test_a_finished_run_is_clean(look, finished, deep):
     assert found.n_files == len(files)
 
 
-def test_files_without_a_seal_are_read(look, copied):
-    """As an earlier simhpc wrote them: plain HDF5 from the first byte."""
-    for path in copied.dir.root.rglob("*.h5"):
-        data = path.read_bytes()[damage.seal.BLOCK_BYTES :]
-        path.write_bytes(data)
-    assert look(copied).findings == []
-    (copied.dir.adversarial("vit")).write_bytes(copied.dir.adversarial("vit").read_bytes()[:-3000])
-    assert "adversarial/vit.h5" in files_of(look(copied, deep=False))
+def test_files_without_a_seal_are_never_given_to_hdf5(look, copied, monkeypatch):
+    """Of every kind: plain HDF5 from the first byte, whose headers nothing protects."""
+    run, held = copied, adversarial.load(copied.dir.adversarial("vit"))
+    numbers = damage.aggregated(str(run.dir.root))
+    answers.save(run.dir.answers("cnn", "a" * 64), np.zeros((3, 10), np.float32), teacher="cnn", identity="a" * 64)
+    parts = attack_parts.AttackParts(run.dir.attack_parts("cnn"), "b" * 64)
+    parts.save(0, held.images[:2])
+    run.dir.partial_predictions("vit").parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.dir.predictions("vit"), run.dir.partial_predictions("vit"))
+    representation_files.Representations(
+        held.provenance, "{}", "fc", 70, 2, np.zeros((70, 4), np.float16), 1.0, np.arange(2, dtype=np.int32),
+        np.zeros((2, 3, 8, 8), np.float16), np.zeros(2, np.float32), np.zeros(2, np.float32),
+    ).save(run.dir.representations("vit"))  # fmt: skip
+    paths = sorted(run.dir.root.rglob("*.h5"))
+    assert {path.relative_to(run.dir.root).parts[0] for path in paths} == {
+        *("images.h5", "similarity.h5", "adversarial", "predictions", "representations", "answers", "partial"),
+    }
+    for path in paths:
+        path.write_bytes(path.read_bytes()[damage.seal.BLOCK_BYTES :])
+    found = {finding.file: finding for finding in look(run).findings if finding.what.startswith("has no seal")}
+    assert {run.dir.root / name for name in found} == set(paths)
+    assert not any(finding.is_removable for finding in found.values())
+    with monkeypatch.context() as patch:
+        patch.setattr("h5py.File", lambda *_, **__: pytest.fail("HDF5 was asked"))
+        assert parts.load() == {}
+        with pytest.raises(ForeignFileError, match=r"images\.h5 has no seal .*: move it away, or delete it"):
+            image_set.load(run.dir.images)
+        matrix = aggregate.aggregate(run, lambda *_: None)
+    assert np.isnan(matrix.sat).all()
+    assert len([problem for problem in matrix.problems if "has no seal" in problem]) == len(run.study.models)
+    # The same command again makes them anew.
+    run.dir.images.unlink()
+    run = prepare(run.study, run.dir.root)
+    execute_all(run)
+    assert damage.aggregated(str(run.dir.root)) == numbers
 
 
 def test_without_deep_headers_and_origins_are_looked_at(look, copied):
@@ -252,6 +281,14 @@ def test_leftovers_of_killed_tasks(look, copied):
     old = time.time() - 2 * 24 * 3600
     os.utime(copied.dir.root / f"images.h5.tmp.{elsewhere}.2.0a1b2c", (old, old))
     assert {name: name in files_of(look(copied)) for name in names} == names
+
+
+def test_the_links_that_submitit_makes_are_not_told(look, copied):
+    (copied.dir.submissions / "train-1").mkdir(parents=True)
+    script = copied.dir.submissions / "train-1" / "4_submission.sh"
+    script.write_text("#!/bin/bash")
+    script.with_name(".submission_file_ab12.sh").symlink_to(script)
+    assert look(copied, deep=False).notes == []
 
 
 def test_linked_folders_are_looked_into(look, copied, tmp_path):

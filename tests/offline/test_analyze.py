@@ -12,9 +12,11 @@ import pytest
 from simhpc.analysis import clusters as clustering
 from simhpc.analysis import importance as regression
 from simhpc.errors import AnalysisError, MissingInputError, ModelError
+from simhpc.offline import analyze as stage
+from simhpc.offline import inputs as analysis_inputs
 from simhpc.rundir import Run, RunDir
-from simhpc.stages import aggregate, analysis_inputs
-from simhpc.stages import analyze as stage
+from simhpc.stages import aggregate
+from simhpc.store import similarity
 from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 
@@ -142,6 +144,17 @@ def test_an_analysis_that_cannot_be_done_stops_no_other(tmp_path):
     assert summary["importance"]["n_pairs"] == 36
     assert len(summary["problems"]) == 1
     assert summary["problems"][0].startswith("clusters: it takes 3 models whose similarities are all known")
+
+
+def test_what_was_damaged_and_done_without_is_a_problem_of_its_analysis(copied: Run, tmp_path):
+    copied.dir.predictions("vit").write_bytes(b"damaged")
+    matrix = similarity.load(copied.dir.similarity)
+    inputs = analysis_inputs.Inputs("tiny", matrix.models, matrix.sat, run=copied)
+    summary, _ = analyzed(inputs, tmp_path / "out")
+    assert summary["ensembles"]["models"] == ["cnn", "convnext"]
+    (problem,) = [line for line in summary["problems"] if line.startswith("ensembles: ")]
+    assert problem.startswith("ensembles: vit is left out: ")
+    assert not any(line.startswith("ensembles: vit") for line in summary["notes"])
 
 
 def test_models_without_similarity_or_components_are_named(tmp_path):

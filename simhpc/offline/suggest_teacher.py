@@ -9,10 +9,10 @@ import numpy as np
 
 from simhpc.analysis import teachers as analysis
 from simhpc.errors import MissingInputError, StudyError
+from simhpc.offline.distillation import accuracies, mean_sat, replicas, teachers_of
+from simhpc.offline.inputs import Inputs
 from simhpc.report.tables import plain
 from simhpc.rundir import Run
-from simhpc.stages.analysis_inputs import Inputs
-from simhpc.stages.analyze_distillation import accuracies, mean_sat, replicas, teachers_of
 from simhpc.store import similarity
 from simhpc.study import Distillation
 

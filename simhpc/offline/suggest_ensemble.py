@@ -11,9 +11,9 @@ import numpy as np
 from simhpc.analysis import averaging
 from simhpc.analysis.suggest import Choice, suggest
 from simhpc.errors import AnalysisError, MissingInputError, nearest
+from simhpc.offline.clean_answers import clean_answers
 from simhpc.report.tables import plain
 from simhpc.rundir import Run
-from simhpc.stages.clean_answers import clean_answers
 from simhpc.store import similarity
 
 
@@ -29,7 +29,7 @@ def suggest_ensemble(
 
     Returns:
         plain data: `size`, `n_images`, `candidates`, `include`, `seed`, `choices` (`analysis.suggest.Choice`, keys for
-        positions) and `notes`.
+        positions), `notes`, and `problems`: candidates that had to be left out.
 
     Raises:
         AnalysisError: an unknown key, or a size that the candidates do not allow.
@@ -46,7 +46,7 @@ def suggest_ensemble(
     candidates = [key for key in matrix.models if key in wanted]
     answers = clean_answers(run, candidates)
     if lost := [key for key in include if key not in answers.names]:
-        raise AnalysisError(f"{', '.join(lost)}: cannot be included; {'; '.join(answers.notes)}")
+        raise AnalysisError(f"{', '.join(lost)}: cannot be included; {'; '.join(answers.problems)}")
     # Before gigabytes are read for it.
     if not 2 <= size <= len(answers.names):
         raise AnalysisError(
@@ -58,7 +58,7 @@ def suggest_ensemble(
     choices = suggest(outputs, sat, size, include=[answers.names.index(key) for key in include], seed=seed)
     members = [choice.members for choice in choices]
     unsure = sum(outputs.judge(each)[1] for each in members)
-    notes = [*answers.notes, *averaging.note_of_unsure(unsure, len(members) * len(answers.labels))]
+    notes = averaging.note_of_unsure(unsure, len(members) * len(answers.labels))
     result: dict[str, Any] = plain(
         {
             "size": size,
@@ -68,6 +68,7 @@ def suggest_ensemble(
             "seed": seed,
             "choices": [_named(choice, answers.names) for choice in choices],
             "notes": notes,
+            "problems": answers.problems,
         }
     )
     return result

@@ -79,11 +79,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one analysis gives: files, figures in words, and what needs a word."""
+    """What one analysis gives.
+
+    Attributes:
+        files: what was written.
+        result: figures in words.
+        notes: what needs a word.
+        problems: what was missing or damaged, and done without; makes the exit code 1.
+    """
 
     files: list[Path]
     result: dict[str, Any]
     notes: list[str]
+    problems: list[str] = field(default_factory=list)
 
 
 def inputs_of_run(
@@ -230,6 +238,11 @@ def made_from(inputs: Inputs) -> dict[str, str]:
         "similarity_sha256": hashlib.sha256(similarity_of.encode()).hexdigest(),
         "components_sha256": hashlib.sha256(components_of.encode()).hexdigest(),
     }
+
+
+def without_root(run: Run, message: object) -> str:
+    """A message without the folder that the run lies in: files are passed on, and are the same wherever it lies."""
+    return str(message).replace(f"{run.dir.root}/", "")
 
 
 def _read_components(models: Sequence[Model], cache: Path) -> tuple[NamedTable, list[str]]:
