@@ -1,8 +1,8 @@
 """Part `scale`: how long the commands take on a run of a thousand models, before and beside the work itself.
 
-The run is finished: small ResNets on digits, of which one was trained, attacked and evaluated, and its files copied for all
-others under their own names and hashes. Every command is a process of its own, as a user starts it; Slurm's programs are
-stand-ins that know of no job.
+The run is finished: small ResNets on digits, of which one was trained, attacked and evaluated, and its files copied for
+all others under their own names and hashes. Every command is a process of its own, as a user starts it; Slurm's
+programs are stand-ins that know of no job.
 """
 
 from __future__ import annotations

@@ -283,7 +283,8 @@ def compose(
         answer: Slurm's last; None if it never answered.
         error: why the last question failed; empty if it did not.
         asked_unix_s: when that question was asked.
-        settled: last readings of tasks that were over at an earlier look; what is over now is added. They are not read again.
+        settled: last readings of tasks that were over at an earlier look, which are not read again; what is over now is
+            added.
     """
     if settled is None:
         settled = {}

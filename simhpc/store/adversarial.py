@@ -91,7 +91,9 @@ def header(path: Path) -> Header:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
     attributes = hdf5.attributes(path, kind=KIND, version=VERSION)
-    numbers = {name: hdf5.attribute(path, attributes, name) for name in ("n_images", "n_attacked", "n_fooled", "size_px")}
+    numbers = {
+        name: hdf5.attribute(path, attributes, name) for name in ("n_images", "n_attacked", "n_fooled", "size_px")
+    }
     return Header(
         provenance=Provenance.from_attributes(path, attributes),
         **numbers,

@@ -196,8 +196,8 @@ def iterate_gradients(path: Path, most_bytes: int = 1 << 24) -> Iterator[NDArray
         most_bytes: of gradients to hold; a chunk (a mebibyte, or one gradient) is held in any case.
 
     Raises:
-        MissingInputError, BadFileError: see `hdf5.opened`; or the file has been replaced meanwhile; when the data do not
-            match their checksum, after the last gradient. Results are to be kept only once the iteration has ended.
+        MissingInputError, BadFileError: see `hdf5.opened`; or the file has been replaced meanwhile; when the data do
+            not match their checksum, after the last gradient. Results are to be kept only once the iteration has ended.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         found = hdf5.dataset(path, file, _GRADIENTS, dtype="float16", shape=(None, 3, None, None))

@@ -89,7 +89,7 @@ def many(finished: Run, root: Path, n_models: int) -> Run:
 
 
 def test_a_look_opens_each_file_once(finished, slurm, tmp_path, monkeypatch):
-    """Twice the models, twice the files: not four times, as each pair would be. A later look reads none of them again."""
+    """Twice the models, twice the files: not four times, as each pair would be. A later look reads none again."""
     found = {}
     for n_models in (10, 20):
         run = many(finished, tmp_path / f"{n_models}", n_models)
@@ -138,7 +138,7 @@ def test_a_run_looks_at_what_is_done_once_a_stage(finished, slurm, tmp_path, mon
 
 
 def test_progress_is_written_less_often_the_longer_a_task_runs(tmp_path, monkeypatch):
-    """A thousand tasks of hours, each replacing its file twice a second, would keep a shared disk busy with nothing else."""
+    """A thousand tasks of hours that replace their files twice a second would keep a shared disk from its work."""
     now_s, written_s = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     with ProgressFile(tmp_path / "p.json") as progress:

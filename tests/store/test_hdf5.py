@@ -96,7 +96,7 @@ def test_a_flipped_bit_anywhere_in_the_data_is_seen(tmp_path):
 
 def test_attributes_are_read_without_hdf5_and_are_those_of_hdf5(tmp_path, monkeypatch):
     path = tmp_path / "f.h5"
-    given = {"text": "ü\n\"", "whole": -(2**40), "fraction": 0.1, "yes": True, "none": float("inf")}
+    given = {"text": 'ü\n"', "whole": -(2**40), "fraction": 0.1, "yes": True, "none": float("inf")}
     hdf5.write(path, kind=KIND, version=1, attributes=given, datasets={"big": BIG})
     with h5py.File(path) as file:
         held = hdf5.attributes_of(file)
