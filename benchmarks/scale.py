@@ -1,8 +1,8 @@
 """Part `scale`: how long the commands take on a run of a thousand models, before and beside the work itself.
 
-The run is finished: small ResNets on digits, of which one was trained, attacked and evaluated, and its files copied for all
-others under their own names and hashes. Every command is a process of its own, as a user starts it; Slurm's programs are
-stand-ins that know of no job.
+The run is finished: small ResNets on digits, of which one was trained, attacked and evaluated, and its files copied for
+all others under their own names and hashes. Every command is a process of its own, as a user starts it; Slurm's
+programs are stand-ins that know of no job.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _INPUTS = """
 import sys
 from pathlib import Path
 from simhpc.rundir import open_run
-from simhpc.stages.analysis_inputs import inputs_of_run
+from simhpc.offline.inputs import inputs_of_run
 run = open_run(Path(sys.argv[1]))
 inputs_of_run(run, run.dir, Path(sys.argv[2]))
 """

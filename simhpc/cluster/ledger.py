@@ -22,6 +22,7 @@ from simhpc.errors import BadFileError, SchedulerError
 from simhpc.rundir import RunDir
 from simhpc.stages.task import Task
 from simhpc.store.atomic import remove_leftovers, write_text
+from simhpc.store.filecache import cached_by_file
 
 VERSION = 1
 
@@ -116,6 +117,7 @@ def next_number(run_dir: RunDir) -> int:
     return max((entry.number for entry in read(run_dir)), default=0) + 1
 
 
+@cached_by_file
 def _read(path: Path) -> Submission | None:
     """An entry; None if it was taken back meanwhile."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -18,11 +19,13 @@ import submitit
 from simhpc.cluster.status import BEFORE
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
-from simhpc.stages import stage_module
+from simhpc.stages import done_tasks, stage_module
 from simhpc.stages.progress import Progress, read_progress, stop_at
 from simhpc.stages.task import Task, execute_task
 
 _POLL_S = 0.1
+# Progress files change twice a second at most.
+_READ_S = 0.5
 # submitit ends a job after its time limit; a laptop has none that matters.
 _TIMEOUT_MIN = 60 * 24 * 365
 
@@ -38,7 +41,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class Running:
-    """A reading while tasks run, several times a second.
+    """A reading while tasks run, twice a second.
 
     Attributes:
         n_waiting: tasks of the stage that have not been started.
@@ -103,7 +106,8 @@ def run_stages(run: Run, stages: Sequence[str], workers: int) -> Generator[Event
     for stage in stages:
         module = stage_module(stage)
         tasks = module.tasks(run)
-        todo = [task for task in tasks if not module.is_done(run, task)]
+        done = done_tasks(run, [stage])
+        todo = [task for task in tasks if task not in done]
         yield StageStarted(stage, len(tasks), len(tasks) - len(todo))
         for task in list(todo):
             needed = teachers.get(task.model, task.model)
@@ -133,7 +137,7 @@ class _Started:
 
 def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
     waiting, running = list(todo), list[_Started]()
-    gpus = _gpus(run)
+    gpus, read_s = _gpus(run), -math.inf
     try:
         while waiting or running:
             free = sorted(set(range(workers)) - {started.slot for started in running})
@@ -143,7 +147,8 @@ def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
             for started in [started for started in running if started.job.done()]:
                 running.remove(started)
                 yield _finished(run, started)
-            if running:
+            if running and time.monotonic() - read_s >= _READ_S:
+                read_s = time.monotonic()
                 readings = {started.task: _reading(run, started) for started in running}
                 yield Running(running[0].task.stage, len(waiting), readings)
     finally:
@@ -153,8 +158,8 @@ def _run_tasks(run: Run, todo: Sequence[Task], workers: int) -> Iterator[Event]:
 
 def _start(run: Run, task: Task, slot: int, gpus: Sequence[int]) -> _Started:
     # A folder of its own: local job numbers are process numbers, and those come back.
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = run.dir.submissions / "local" / f"{task.stage}-{task.model}-{stamp}-{secrets.token_hex(2)}"
+    name = f"{task.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = run.dir.submissions / "local" / task.stage / name
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=_TIMEOUT_MIN)
     if gpus:

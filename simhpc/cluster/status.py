@@ -170,7 +170,7 @@ class RunStatus:
             "notes": list(self.notes),
             "asked_unix_s": self.asked_unix_s,
             "stages": [asdict(summary) for summary in self.stages()],
-            "tasks": [{**asdict(task), "is_live": task.is_live} for task in self.begun()],
+            "tasks": [{**vars(task), "is_live": task.is_live} for task in self.begun()],
         }
 
 
@@ -188,6 +188,7 @@ class Monitor:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._answer: Answer | None = None
+        self._settled: dict[Task, Progress] = {}
         self._found: dict[str, str] = {}
         self._searched: set[str] = set()
         self._forgotten: set[str] = set()
@@ -208,6 +209,7 @@ class Monitor:
             self._answer,
             error=self._error,
             asked_unix_s=self._asked_unix_s,
+            settled=self._settled,
         )
 
     def attempts(self, task: Task) -> list[Attempt]:
@@ -267,7 +269,13 @@ def _is_new(entry: Submission) -> bool:
 
 
 def compose(
-    run: Run, submissions: Sequence[Submission], answer: Answer | None, *, error: str, asked_unix_s: float
+    run: Run,
+    submissions: Sequence[Submission],
+    answer: Answer | None,
+    *,
+    error: str,
+    asked_unix_s: float,
+    settled: dict[Task, Progress] | None = None,
 ) -> RunStatus:
     """Put together what the files, Slurm and the progress files say.
 
@@ -276,7 +284,11 @@ def compose(
         answer: Slurm's last; None if it never answered.
         error: why the last question failed; empty if it did not.
         asked_unix_s: when that question was asked.
+        settled: last readings of tasks that were over at an earlier look, which are not read again; what is over now is
+            added.
     """
+    if settled is None:
+        settled = {}
     attempts = _attempts(submissions, answer)
     all_jobs = [attempt for of_task in attempts.values() for attempt in of_task]
     arrays = frozenset(scheduler.array_of(attempt.job) for attempt in all_jobs if attempt.slurm is not None)
@@ -284,7 +296,7 @@ def compose(
     heard = _Heard(arrays, unasked)
     done = done_tasks(run, ALL_STAGES)
     tasks = [
-        _status(run, task, task in done, attempts.get(task, []), heard)
+        _status(run, task, task in done, attempts.get(task, []), heard, settled)
         for stage in ALL_STAGES
         for task in stage_module(stage).tasks(run)
     ]
@@ -328,7 +340,14 @@ class _Heard:
     unasked: frozenset[str]
 
 
-def _status(run: Run, task: Task, is_done: bool, attempts: Sequence[Attempt], heard: _Heard) -> TaskStatus:
+def _status(
+    run: Run,
+    task: Task,
+    is_done: bool,
+    attempts: Sequence[Attempt],
+    heard: _Heard,
+    settled: dict[Task, Progress],
+) -> TaskStatus:
     if not attempts:
         return TaskStatus(task.stage, task.model, "done" if is_done else "todo")
     now = time.time()
@@ -337,9 +356,15 @@ def _status(run: Run, task: Task, is_done: bool, attempts: Sequence[Attempt], he
     running = [attempt for attempt in live if attempt.slurm is not None and not attempt.slurm.is_waiting]
     last = running[-1] if running else attempts[-1]
     slurm = last.slurm
-    progress = read_progress(run.dir.progress(task.stage, task.model))
+    progress = settled.get(task)
+    if progress is None or progress.job != last.job:
+        progress = read_progress(run.dir.progress(task.stage, task.model))
     if progress is not None and progress.job != last.job:
         progress = None  # of an earlier job, or of a run outside Slurm
+    if progress is not None and is_done and not live and progress.state == "finished":
+        settled[task] = progress
+    else:
+        settled.pop(task, None)
     base = TaskStatus(
         task.stage,
         task.model,

@@ -30,6 +30,9 @@ from simhpc.store.representations import Header
 NamedMeasure = tuple[NDArray[np.float64], NDArray[np.float64] | None, float, str]
 """Values (M, M), standard errors (M, M), reliability, and what they cost, in words."""
 
+_GRADIENTS_BYTES = 256 << 20
+"""Of gradients of all models that are in memory at once."""
+
 _HOW = "simhpc run STUDY --stages representations (or simhpc submit representations STUDY) stores what it needs"
 
 
@@ -184,7 +187,9 @@ def _computed(where: RunDir, keys: tuple[str, ...], _hashes: tuple[str, ...], se
     for path, each in zip(paths, small, strict=True):
         if not np.array_equal(each.index, small[0].index):
             raise BadFileError(f"{path} has gradients of other images than {paths[0]}: delete it and run again")
-    cosines = analysis.gradient_cosines(zip(*map(representations.iterate_gradients, paths), strict=True))
+    most_bytes = _GRADIENTS_BYTES // len(paths)
+    gradients = [representations.iterate_gradients(path, most_bytes) for path in paths]
+    cosines = analysis.gradient_cosines(zip(*gradients, strict=True))
     return _Computed(
         cosines,
         analysis.mean_cosine(cosines, derive_seed(seed, "gradient_cosine")),

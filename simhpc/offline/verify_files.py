@@ -134,6 +134,7 @@ def _checkpoint(run: Run, path: Path, model: str, deep: bool) -> Faults:
 
 def _adversarial(run: Run, path: Path, model: str, deep: bool) -> Faults:
     head = adversarial.header(path)
+    adversarial.check_shapes(path)
     if deep:
         hdf5.check_content(path, kind=adversarial.KIND, version=adversarial.VERSION)
     entry = run.study.model(model)
@@ -172,6 +173,8 @@ def _predictions(run: Run, path: Path, model: str, deep: bool) -> Faults:
     if not deep:
         return
     found = predictions.load(path)
+    covers = predictions.sources_sha256(path)
+    yield from _when(head.sources_sha256 != covers, "'sources_sha256' is not that of the sources it lists")
     yield from _answers(found.clean_pred, found.clean_probabilities)
     yield from _margins(found.clean_pred, found.clean_margin, found.labels, "clean/margin")
     labels = _labels(run)

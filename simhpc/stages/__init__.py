@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from simhpc.rundir import Run
 from simhpc.stages import validity
 from simhpc.stages.task import Report, Task
+from simhpc.store.filecache import each_file_once
 from simhpc.study import Study
 
 STAGES = ("train", "attack", "evaluate", "aggregate")
@@ -50,7 +51,7 @@ def stages_of(study: Study) -> tuple[str, ...]:
 
 def done_tasks(run: Run, stages: Sequence[str]) -> set[Task]:
     """The tasks of these stages that `is_done` holds for; fast for a thousand models."""
-    with validity.shared_sources(run):
+    with each_file_once(), validity.shared_sources(run):
         modules = [stage_module(stage) for stage in stages]
         return {task for module in modules for task in module.tasks(run) if module.is_done(run, task)}
 

@@ -16,7 +16,9 @@ from typing import Self
 
 from simhpc.store.atomic import temporary_name
 
-_MIN_INTERVAL_S = 0.5
+_MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.5, 10.0
+_INTERVAL_SHARE = 0.01
+"""Of the time that a task has run. A thousand tasks at once would else replace thousands of files a second."""
 
 
 class Interrupted(BaseException):
@@ -115,7 +117,7 @@ def held_back() -> Iterator[None]:
 
 
 class ProgressFile:
-    """Writes `Progress` to a file while a task runs, at most twice a second.
+    """Writes `Progress` to a file while a task runs: twice a second at most, in a long task every 10 s.
 
     Args:
         path: None: nowhere, for the processes of a task beside the first.
@@ -125,6 +127,7 @@ class ProgressFile:
         now = time.time()
         self._path = path
         self._is_leaving = False
+        self._began_s = time.monotonic()
         self._now = Progress("running", 0, 0, 0, "", now, now, socket.gethostname(), os.getpid(), job, "")
         self._temporary = None if path is None else temporary_name(path)
 
@@ -149,11 +152,16 @@ class ProgressFile:
         """Note how far the task is (a `task.Report`); the first report says what was there before."""
         is_first = self._now.total == 0
         self._now = self._changed(done=done, total=total, unit=unit, resumed=done if is_first else self._now.resumed)
-        if is_first or done == total or time.monotonic() - self._written_s >= _MIN_INTERVAL_S:
+        if is_first or done == total or self._is_due():
             self._write(self._now)
         if _is_interrupted and not _is_held_back and not self._is_leaving:
             self._is_leaving = True  # a stage that was interrupted reports what it has saved
             raise Interrupted
+
+    def _is_due(self) -> bool:
+        now_s = time.monotonic()
+        interval_s = min(max(_MIN_INTERVAL_S, _INTERVAL_SHARE * (now_s - self._began_s)), _MAX_INTERVAL_S)
+        return now_s - self._written_s >= interval_s
 
     def fail(self, error: str) -> None:
         """Note that the task has failed, after the context has been left."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.store import adversarial, checkpoint, image_set, predictions
+from simhpc.store.filecache import each_file_once, exists
 from simhpc.store.provenance import Provenance
 from simhpc.study import Model
 
@@ -27,9 +28,9 @@ def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> N
         ("study_sha256", found.study_sha256, run.study.settings_sha256()),
     ]
     # Aggregation may happen elsewhere, where only the predictions have been copied to.
-    if run.dir.images.exists():
+    if exists(run.dir.images):
         checks.append(("images_sha256", found.images_sha256, image_set.identity(run.dir.images)))
-    if model.is_trained_here and run.dir.checkpoint(model.key).exists():
+    if model.is_trained_here and exists(run.dir.checkpoint(model.key)):
         metadata = checkpoint.metadata_of(run.dir.checkpoint(model.key))
         checks.append(("weights_sha256", found.weights_sha256, metadata["weights_sha256"]))
     for name, have, want in checks:
@@ -85,9 +86,10 @@ def usable_sources(run: Run) -> Sources:
     if (shared := _shared.get()) is not None:
         return shared
     headers: dict[str, adversarial.Header] = {}
-    for model in run.study.models:
-        try:
-            headers[model.key] = adversarial_header(run, model)
-        except (MissingInputError, BadFileError):
-            continue
+    with each_file_once():
+        for model in run.study.models:
+            try:
+                headers[model.key] = adversarial_header(run, model)
+            except (MissingInputError, BadFileError):
+                continue
     return Sources(headers, predictions.sources_identity({key: held.content_sha256 for key, held in headers.items()}))

@@ -85,26 +85,35 @@ class AdversarialSet:
 
 @cached_by_file
 def header(path: Path) -> Header:
-    """Read the header, and check that the datasets have the shapes it promises.
+    """Read the header.
 
     Raises:
         MissingInputError, BadFileError: see `hdf5.opened`.
     """
+    attributes = hdf5.attributes(path, kind=KIND, version=VERSION)
+    numbers = {
+        name: hdf5.attribute(path, attributes, name) for name in ("n_images", "n_attacked", "n_fooled", "size_px")
+    }
+    return Header(
+        provenance=Provenance.from_attributes(path, attributes),
+        **numbers,
+        content_sha256=hdf5.attribute(path, attributes, "content_sha256"),
+    )
+
+
+def check_shapes(path: Path) -> None:
+    """Check that the datasets have the shapes that the header promises, without reading them.
+
+    Raises:
+        MissingInputError, BadFileError: see `hdf5.opened`; or one has another.
+    """
+    said = header(path)
+    n, n_attacked, size_px = said.n_images, said.n_attacked, said.size_px
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        attributes = hdf5.attributes_of(file)
-        n, n_attacked, size_px = (hdf5.attribute(path, attributes, k) for k in ("n_images", "n_attacked", "size_px"))
         hdf5.dataset(path, file, "images", dtype="uint8", shape=(n_attacked, 3, size_px, size_px))
         hdf5.dataset(path, file, "clean_probabilities", dtype="float16", shape=(n, None))
         for name, dtype, length in _COLUMNS:
             hdf5.dataset(path, file, name, dtype=dtype, shape=({"N": n, "N_A": n_attacked}[length],))
-    return Header(
-        provenance=Provenance.from_attributes(path, attributes),
-        n_images=n,
-        n_attacked=n_attacked,
-        n_fooled=hdf5.attribute(path, attributes, "n_fooled"),
-        size_px=size_px,
-        content_sha256=hdf5.attribute(path, attributes, "content_sha256"),
-    )
 
 
 _COLUMNS = (

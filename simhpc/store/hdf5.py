@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ def write(path: Path, *, kind: str, version: int, attributes: Attributes, datase
                 container=container(),
                 content_sha256=combined_sha256(hashes),
             )
-        seal.seal(temporary, _checked_by_hdf5(temporary))
+        seal.seal(temporary, *_to_be_sealed(temporary))
 
 
 @contextlib.contextmanager
@@ -82,15 +83,22 @@ def opened(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
         BadFileError: not HDF5, truncated, not what its seal says; or, while it is open, a dataset is absent or does not
             match its checksum.
     """
+    with _understood(path):
+        seal.check(path)
+        with h5py.File(path, "r", locking=False) as file:
+            _check_header(path, file.attrs, kind, version)
+            yield file
+
+
+@contextlib.contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Within it a file may be read; what is raised says what is wrong with it: see `opened`."""
     if not path.exists():
         raise MissingInputError(f"{path} does not exist")
     if not path.is_file():  # to open a pipe would wait for ever
         raise ForeignFileError(f"{path} is not a file: move it away and run again")
     try:
-        seal.check(path)
-        with h5py.File(path, "r", locking=False) as file:
-            _check_header(path, file, kind, version)
-            yield file
+        yield
     except SimhpcError:
         raise
     except PermissionError as error:
@@ -114,9 +122,18 @@ def _raise_if_whole(path: Path, error: Exception) -> None:
 
 
 def attributes(path: Path, *, kind: str, version: int) -> Attributes:
-    """All root attributes, without reading any data."""
-    with opened(path, kind=kind, version=version) as file:
-        return attributes_of(file)
+    """All root attributes, without reading any data; where the seal repeats them, without HDF5.
+
+    Raises:
+        MissingInputError, ForeignFileError, BadFileError: see `opened`.
+    """
+    with _understood(path):
+        found: Attributes | None = seal.check(path)
+        if found is None:
+            with h5py.File(path, "r", locking=False) as file:
+                found = attributes_of(file)
+        _check_header(path, found, kind, version)
+    return found
 
 
 def attributes_of(file: h5py.File) -> Attributes:
@@ -194,9 +211,9 @@ class ArrayHash:
 
     def update(self, rows: Array) -> None:
         if rows.dtype.kind in "OU":
-            for text in rows.ravel():
-                encoded = str(text).encode()
-                self._digest.update(len(encoded).to_bytes(8, "little") + encoded)
+            encoded = [str(text).encode() for text in rows.ravel()]
+            parts = itertools.chain.from_iterable((len(each).to_bytes(8, "little"), each) for each in encoded)
+            self._digest.update(b"".join(parts))
         else:
             little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
             self._digest.update(little.view(np.uint8).reshape(-1).data)
@@ -222,8 +239,8 @@ def _chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
     return (min(shape[0], max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])
 
 
-def _checked_by_hdf5(path: Path) -> list[seal.Extent]:
-    """The chunks whose bytes have a Fletcher-32 checksum."""
+def _to_be_sealed(path: Path) -> tuple[list[seal.Extent], Attributes]:
+    """The chunks whose bytes have a Fletcher-32 checksum, and the root attributes."""
     found: list[seal.Extent] = []
 
     def note(_: str, item: object) -> None:
@@ -232,7 +249,7 @@ def _checked_by_hdf5(path: Path) -> list[seal.Extent]:
 
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(note)
-    return found
+        return found, attributes_of(file)
 
 
 def _write_dataset(file: h5py.File, name: str, array: Array) -> str:
@@ -269,11 +286,11 @@ def _sha256_in_file(stored: h5py.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _check_header(path: Path, file: h5py.File, kind: str, version: int) -> None:
-    found = file.attrs.get("format", "no format attribute")
+def _check_header(path: Path, attributes: Mapping[str, Any], kind: str, version: int) -> None:
+    found = attributes.get("format", "no format attribute")
     if found != kind:
         raise ForeignFileError(f"{path} is not a {kind} file: its format is {found!r}")
-    found_version = file.attrs.get("format_version", 0)
+    found_version = attributes.get("format_version", 0)
     if found_version != version:
         raise ForeignFileError(
             f"{path}: {kind} version {found_version}; this simhpc ({__version__}) reads version {version}"
@@ -298,6 +315,9 @@ def check_content(path: Path, *, kind: str, version: int) -> None:
                     )
 
         file.visititems(check)
+        told = seal.check(path)
+        if told is not None and told != attributes_of(file):
+            raise BadFileError(f"{path}: its seal repeats other attributes than it has: delete it and run again")
         if combined_sha256(hashes) != file.attrs.get("content_sha256"):
             raise BadFileError(f"{path}: its datasets are not those that were written: delete it and run again")
 

@@ -5,6 +5,7 @@ Features (what it makes of an image right before it classifies it) of all images
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from simhpc.store.filecache import cached_by_file
 from simhpc.store.provenance import Provenance
 
 KIND, VERSION = "simhpc-representations", 1
+
+_GRADIENTS = "gradients/values"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Representations:
                 "features/values": self.features,
                 "features/scale": np.array([self.scale]),
                 "gradients/index": self.index,
-                "gradients/values": self.gradients,
+                _GRADIENTS: self.gradients,
                 "gradients/norm": self.norms,
                 "gradients/noise_cosine": self.noise_cosines,
             },
@@ -132,7 +135,7 @@ def header(path: Path) -> Header:
             ("features/values", "float16", (found.n_images, found.n_features)),
             ("features/scale", "float64", (1,)),
             ("gradients/index", "int32", (n,)),
-            ("gradients/values", "float16", (n, 3, side, side)),
+            (_GRADIENTS, "float16", (n, 3, side, side)),
             ("gradients/norm", "float32", (n,)),
             ("gradients/noise_cosine", "float32", (n,)),
         ):
@@ -184,22 +187,31 @@ def load_gradients(path: Path) -> Gradients:
         )
 
 
-def iterate_gradients(path: Path) -> Iterator[NDArray[np.float16]]:
-    """The gradients one by one, in order: float16 (3, S, S). A file stays open while it is gone through.
+def iterate_gradients(path: Path, most_bytes: int = 1 << 24) -> Iterator[NDArray[np.float16]]:
+    """The gradients one by one, in order: float16 (3, S, S).
+
+    They are read several at a time, and the file is closed in between: a process may not have a thousand open.
+
+    Args:
+        most_bytes: of gradients to hold; a chunk (a mebibyte, or one gradient) is held in any case.
 
     Raises:
-        MissingInputError, BadFileError: see `hdf5.opened`; when the data do not match their checksum, after the last
-            gradient. Results are to be kept only once the iteration has ended.
+        MissingInputError, BadFileError: see `hdf5.opened`; or the file has been replaced meanwhile; when the data do
+            not match their checksum, after the last gradient. Results are to be kept only once the iteration has ended.
     """
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
-        found = hdf5.dataset(path, file, "gradients/values", dtype="float16", shape=(None, 3, None, None))
-        digest = hdf5.ArrayHash("<f2", found.shape)
-        rows = found.chunks[0] if found.chunks else 1
-        for start in range(0, found.shape[0], rows):
-            some: NDArray[np.float16] = found[start : start + rows]
-            digest.update(some)
-            yield from some
-        if digest.hexdigest() != found.attrs.get("sha256"):
-            raise BadFileError(
-                f"{path}: the data of 'gradients/values' do not match their checksum: delete it and run again"
-            )
+        found = hdf5.dataset(path, file, _GRADIENTS, dtype="float16", shape=(None, 3, None, None))
+        shape, stored, content = found.shape, found.attrs.get("sha256"), file.attrs.get("content_sha256")
+        chunk = found.chunks[0] if found.chunks else 1
+    digest = hdf5.ArrayHash("<f2", shape)
+    # Whole chunks, as a part of one is read with all of it.
+    rows = max(1, most_bytes // (math.prod(shape[1:]) * 2 * chunk)) * chunk if math.prod(shape) else 1
+    for start in range(0, shape[0], rows):
+        with hdf5.opened(path, kind=KIND, version=VERSION) as file:
+            if file.attrs.get("content_sha256") != content:
+                raise BadFileError(f"{path} was replaced while it was being read: run again")
+            some: NDArray[np.float16] = file[_GRADIENTS][start : start + rows]
+        digest.update(some)
+        yield from some
+    if digest.hexdigest() != stored:
+        raise BadFileError(f"{path}: the data of {_GRADIENTS!r} do not match their checksum: delete it and run again")

@@ -181,16 +181,16 @@ def test_of_very_few_teachers_little_is_said(n):
 def test_an_interval_needs_nearly_all_resamples(n):
     """By the rule of all analyses. Draws of two teachers have a correlation, and no partial one: 10 % of those of 5."""
     values = teachers(n=n, seed=n)
-    for given in (None, "teacher_accuracy"):
+    for other in (None, "teacher_accuracy"):
         for method in d.METHODS:
-            found = pick(d.distillation(values, FAST), given=given, method=method)
+            found = pick(d.distillation(values, FAST), given=other, method=method)
             draws = d._resamples(n, FAST, "all")
-            control = None if given is None else values.accuracy[draws]
+            control = None if other is None else values.accuracy[draws]
             r = d.correlation(values.distilled[:, 0][draws], values.similarity[draws], method, control)
             is_enough = np.isfinite(r).mean() >= 0.95
             assert np.isfinite([found.ci_low, found.ci_high]).tolist() == [is_enough] * 2
             if n in (5, 12):
-                assert is_enough == (given is None or n == 12)
+                assert is_enough == (other is None or n == 12)
 
 
 def test_what_does_not_vary_or_is_unknown_has_no_correlation():

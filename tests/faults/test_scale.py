@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ from cluster.test_status import submit
 from safetensors.numpy import load_file
 
 from simhpc.cluster import ledger
+from simhpc.cluster.local import run_stages
 from simhpc.cluster.status import Monitor
 from simhpc.rundir import Run
 from simhpc.stages import ALL_STAGES, done_tasks
@@ -73,21 +75,21 @@ def many(finished: Run, root: Path, n_models: int) -> Run:
         replace(attacked, provenance=origin).save(run.dir.adversarial(model.key))
     headers = {key: adversarial.header(run.dir.adversarial(key)) for key in keys}
     row = answered.sources.index("cnn")
-    for model in models:
+    for number, model in enumerate(models):
         origin = replace(answered.provenance, model=model.key, model_sha256=model.sha256())
         replace(
             answered, provenance=origin, sources=keys, source_sha256=[headers[key].content_sha256 for key in keys],
             adv_pred=answered.adv_pred[[row] * n_models], adv_margin=answered.adv_margin[[row] * n_models],
         ).save(run.dir.predictions(model.key))  # fmt: skip
         for stage in ("train", "attack", "evaluate"):
-            with ProgressFile(run.dir.progress(stage, model.key), "7_0") as progress:
+            with ProgressFile(run.dir.progress(stage, model.key), f"7_{number}") as progress:
                 progress.report(1, 1, "image")
     submit(run, "attack", tuple(keys), "7")
     return run
 
 
 def test_a_look_opens_each_file_once(finished, slurm, tmp_path, monkeypatch):
-    """Twice the models, twice the files: not four times, as each pair would be."""
+    """Twice the models, twice the files: not four times, as each pair would be. A later look reads none again."""
     found = {}
     for n_models in (10, 20):
         run = many(finished, tmp_path / f"{n_models}", n_models)
@@ -97,13 +99,58 @@ def test_a_look_opens_each_file_once(finished, slurm, tmp_path, monkeypatch):
             assert len(done_tasks(run, ("train", "attack", "evaluate"))) == 3 * n_models
         assert again["h5py"] == 0
         assert again["open"] == 0
+        # Each checkpoint, adversarial set and predictions file once, and the image set.
+        assert again["stat"] <= 3 * n_models + 5
         found[n_models] = first["h5py"], first["open"], first["stat"], again["stat"]
+        monitor = Monitor(run)
         with counted(monkeypatch) as looked:
-            Monitor(run).look()
+            monitor.look()
         assert looked["os.scandir"] + looked["os.listdir"] <= 3
-        found[n_models] += (looked["open"],)
+        assert looked["open"] >= n_models  # the progress of what was submitted
+        with counted(monkeypatch) as looked_again:
+            assert monitor.look().task("attack", "m0003").done == 1
+        assert looked_again["open"] <= 2  # the ledger: what is over is not read again
+        found[n_models] += (looked["open"], looked_again["stat"])
     for of_ten, of_twenty in zip(found[10], found[20], strict=True):
         assert of_twenty <= 2 * of_ten + 20, found
+
+
+def test_headers_are_read_without_hdf5(finished, tmp_path, monkeypatch):
+    run = many(finished, tmp_path / "run", 10)
+    with counted(monkeypatch) as counts:
+        headers = [predictions.header.__wrapped__(run.dir.predictions(model.key)) for model in run.study.models]
+        sets = [adversarial.header.__wrapped__(run.dir.adversarial(model.key)) for model in run.study.models]
+    assert (counts["h5py"], counts["open"]) == (0, 20)
+    hashes = {each.provenance.model: each.content_sha256 for each in sets}
+    assert {each.sources_sha256 for each in headers} == {predictions.sources_identity(hashes)}
+
+
+def test_a_run_looks_at_what_is_done_once_a_stage(finished, slurm, tmp_path, monkeypatch):
+    """Whether a model has seen all sets was once asked of all sets for each model."""
+    found = []
+    for n_models in (10, 20):
+        run = many(finished, tmp_path / f"{n_models}", n_models)
+        with counted(monkeypatch) as counts:
+            events = list(run_stages(run, ["train", "attack", "evaluate"], workers=1))
+        assert [(each.n_tasks, each.n_done) for each in events] == [(n_models, n_models)] * 3
+        found.append(counts["stat"])
+    assert found[1] <= 2 * found[0] + 20
+
+
+def test_progress_is_written_less_often_the_longer_a_task_runs(tmp_path, monkeypatch):
+    """A thousand tasks of hours that replace their files twice a second would keep a shared disk from its work."""
+    now_s, written_s = 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    with ProgressFile(tmp_path / "p.json") as progress:
+        write = progress._write
+        monkeypatch.setattr(progress, "_write", lambda reading: (written_s.append(now_s), write(reading)))
+        for tenth in range(20_000):
+            now_s = tenth / 10
+            progress.report(tenth, 20_000, "step")
+    gaps = [after - before for before, after in pairwise(written_s)]
+    assert min(gaps[:-1]) >= 0.5 - 1e-9
+    assert max(gaps) <= 10.2
+    assert [sum(start <= at < start + 30 for at in written_s) for start in (0, 300, 1500)] == [60, 9, 3]
 
 
 def test_cleaning_up_lists_each_folder_once_and_asks_of_no_file(finished, slurm, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from simhpc.stages import representations as stage
 from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import Task, execute_task
-from simhpc.store import adversarial, image_set
+from simhpc.store import adversarial, hdf5, image_set
 from simhpc.store import representations as store
 from simhpc.study import load_study
 from simhpc.zoo.geometry import clean_view, fit_pixels
@@ -191,6 +191,38 @@ def test_less_memory_is_smaller_batches(mine, monkeypatch):
     after = store.load_gradients(mine.dir.representations("cnn"))
     np.testing.assert_array_equal(before.index, after.index)
     np.testing.assert_allclose(before.norms, after.norms, rtol=1e-4)
+
+
+@pytest.fixture
+def in_chunks(mine, monkeypatch):
+    """A file whose gradients are in several chunks."""
+    monkeypatch.setattr(hdf5, "_CHUNK_BYTES", 4000)
+    path = mine.dir.representations("cnn")
+    path.unlink()
+    execute_all(mine, OPTIONAL_STAGES)
+    return path
+
+
+@pytest.mark.parametrize("most_bytes", [1, 10_000, 1 << 24])
+def test_gradients_of_many_models_are_gone_through_with_no_file_open(in_chunks, most_bytes):
+    path = in_chunks
+    with h5py.File(path) as file:
+        whole = file["gradients/values"][:]
+        assert 1 < file["gradients/values"].chunks[0] < len(whole)
+    seen = []
+    for several in zip(*(store.iterate_gradients(path, most_bytes) for _ in range(40)), strict=True):
+        assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0
+        assert all(np.array_equal(each, several[0]) for each in several)
+        seen.append(several[0])
+    np.testing.assert_array_equal(np.stack(seen), whole)
+
+
+def test_another_file_in_the_place_of_gradients_is_an_error(mine, in_chunks):
+    begun = store.iterate_gradients(in_chunks, 1)
+    next(begun)
+    in_chunks.write_bytes(mine.dir.representations("vit").read_bytes())
+    with pytest.raises(BadFileError, match="was replaced while it was being read"):
+        list(begun)
 
 
 def test_damage_is_found(mine):

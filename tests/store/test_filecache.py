@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from simhpc.store.filecache import cached_by_file
+from simhpc.store.filecache import cached_by_file, each_file_once, exists
 
 
 def test_reads_again_only_what_changed(tmp_path):
@@ -26,3 +26,17 @@ def test_reads_again_only_what_changed(tmp_path):
     replacement.replace(path)
     assert [read(path), read(path)] == ["two", "two"]
     assert calls == ["f", "f", "f"]
+
+
+def test_what_is_said_inside_is_of_one_moment(tmp_path):
+    read = cached_by_file(lambda path: path.read_text())
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("first")
+    with each_file_once():
+        assert (read(one), exists(two)) == ("first", False)
+        one.write_text("another")
+        two.write_text("there now")
+        with each_file_once():
+            assert (read(one), exists(two)) == ("first", False)
+        assert (read(one), exists(two)) == ("first", False)
+    assert (read(one), exists(two)) == ("another", True)

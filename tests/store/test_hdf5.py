@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError, NoSpaceError
-from simhpc.store import hdf5
+from simhpc.store import hdf5, seal
 
 KIND = "simhpc-test"
 BIG = np.arange(300_000, dtype=np.int32).reshape(1000, 300)
@@ -92,6 +92,27 @@ def test_a_flipped_bit_anywhere_in_the_data_is_seen(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(BadFileError, match=r"f\.h5"):
             read(path)
+
+
+def test_attributes_are_read_without_hdf5_and_are_those_of_hdf5(tmp_path, monkeypatch):
+    path = tmp_path / "f.h5"
+    given = {"text": 'ü\n"', "whole": -(2**40), "fraction": 0.1, "yes": True, "none": float("inf")}
+    hdf5.write(path, kind=KIND, version=1, attributes=given, datasets={"big": BIG})
+    with h5py.File(path) as file:
+        held = hdf5.attributes_of(file)
+    assert held.items() >= given.items()
+    with monkeypatch.context() as without:
+        without.setattr(h5py, "File", None)
+        assert hdf5.attributes(path, kind=KIND, version=1) == held
+        with pytest.raises(BadFileError, match="simhpc-test version 1; .* reads version 2"):
+            hdf5.attributes(path, kind=KIND, version=2)
+    checked, _ = hdf5._to_be_sealed(path)
+    seal.seal(path, checked)  # as files of before are
+    assert hdf5.attributes(path, kind=KIND, version=1) == held
+    hdf5.check_content(path, kind=KIND, version=1)
+    seal.seal(path, checked, {**held, "whole": 1})
+    with pytest.raises(BadFileError, match="its seal repeats other attributes"):
+        hdf5.check_content(path, kind=KIND, version=1)
 
 
 def test_changed_text_is_seen(tmp_path):
