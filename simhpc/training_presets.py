@@ -70,8 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "auto_augment": "rand-m6-mstd0.5-inc1",
         "repeated_augmentation": 1,
     },
-    # Ours: tiny models on small images, on a CPU. Where the warm-up begins (a hundredth of whatever the learning rate is)
-    # and whether images are flipped (digits are not) it leaves open.
+    # Ours: tiny models on small images, on a CPU. It leaves open where the warm-up begins (a hundredth of whatever the
+    # learning rate is) and whether images are flipped (digits are not).
     "small": {
         "epochs": 12,
         "batch_size": 64,

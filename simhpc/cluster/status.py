@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -458,8 +459,11 @@ def _reason(run: Run, last: Attempt, slurm: JobState, progress: Progress | None)
             return CANCELLED
     if words := _of_launcher(said):
         return words
-    if progress is not None and progress.state == "failed" and progress.error:
-        return progress.error
+    own = progress.error if progress is not None and progress.state == "failed" else ""
+    if words := _of_another_process(last.log(run, "err")):
+        return f"{own}; {words}" if own and "Exited" in words else words
+    if own:
+        return own
     if not last.log(run, "err").exists():
         return (
             f"it left no log: can {slurm.node or 'the node'} see {run.dir.submissions}? "
@@ -487,6 +491,17 @@ def _of_launcher(text: str) -> str:
     lines = [line.strip() for line in since[2].splitlines()]
     found = [line for line in lines if line.startswith(("simhpc: on ", "FATAL:"))]
     return found[-1].removeprefix("simhpc: ") if found else ""
+
+
+def _of_another_process(log: Path) -> str:
+    """What srun says of processes beside the first, which where one was killed knows of a lost connection only."""
+    for line in _log_end(log).rpartition(ATTEMPT_MARK)[2].splitlines():
+        found = re.fullmatch(r"srun: error: (\S+): tasks? (([1-9]\d*)\S*): (.+)", line.strip())
+        if found is not None:
+            node, ranks, rank, how = found.groups()
+            its_log = log.parent / re.sub(r"_0_log\.err$", f"_{rank}_log.err", log.name)
+            return f"process {ranks} on {node}: {how}: see {its_log}"
+    return ""
 
 
 def _last_error(text: str) -> str:

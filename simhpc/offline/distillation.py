@@ -63,6 +63,8 @@ def teachers_of(inputs: Inputs, distillation: Distillation) -> analysis.Teachers
     assert run is not None
     accuracy = accuracies(run)
     same = replicas(run, distillation.student)
+    # Others have the very same weights, and nothing of chance between them.
+    initialisations = same if run.study.model(distillation.student).is_trained_here else [distillation.student]
     students = [[each for each in _students(run, distillation) if each.teacher == key] for key in distillation.teachers]
     distilled = np.full((len(students), distillation.repeats), np.nan)
     for row, of_teacher in enumerate(students):
@@ -74,7 +76,7 @@ def teachers_of(inputs: Inputs, distillation: Distillation) -> analysis.Teachers
         accuracy=np.array([accuracy.get(key, np.nan) for key in distillation.teachers]),
         distilled=distilled,
         same_base=np.array([_same_base(inputs, key, distillation.student) for key in distillation.teachers]),
-        undistilled=np.array([accuracy.get(key, np.nan) for key in same]),
+        undistilled=np.array([accuracy.get(key, np.nan) for key in initialisations]),
     )
 
 

@@ -49,7 +49,8 @@ def write(run: Run, path: Path) -> dict[str, Any]:
         matrix = similarity.load(run.dir.similarity)
     except MissingInputError:
         raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
-    matrix = replace(matrix, problems=[_without_folders(run, problem) for problem in matrix.problems])
+    problems = [_without_folders(without_root(run, problem)) for problem in matrix.problems]
+    matrix = replace(matrix, problems=problems)
     made_by = _provenances(run, matrix)
     weights = {model.key: model.weights for model in run.study.models}
     rows = []
@@ -185,7 +186,7 @@ def _analysis(name: str, where: RunDir, sha256: str) -> Analysis:
     about, nothing = ABOUT.get(name, About(name)), _nothing(name)
     path = where.analysis(f"{name}.json")
     try:
-        result = _read_json(path)
+        result = _without_folders(_read_json(path))
     except FileNotFoundError:
         return replace(nothing, absent="Not done, or not possible with what is known. The command: simhpc analyze")
     except BadFileError:
@@ -346,9 +347,20 @@ def _file(path: Path, root: Path) -> File | None:
     return File(path.relative_to(root).as_posix(), path, path.stat().st_size) if path.is_file() else None
 
 
-def _without_folders(run: Run, message: str) -> str:
-    """A message about files of the run without the folder that it lies in, or lay in when the matrix was made."""
-    return re.sub(r"\S*/(?=(adversarial|predictions)/)", "", without_root(run, message))
+def _without_folders(value: Any) -> Any:
+    """Plain data, such as messages about files, with the last name only of folders from `/` on.
+
+    A run may have lain elsewhere when they were written. What is in the run's own folders is named with these.
+    """
+    match value:
+        case str():
+            inside = re.sub(r"/\S*/(?=(?:adversarial|predictions|representations)/)", "", value)
+            return re.sub(r"(?<![^\s:='\"(])/(?:[^\s/:;,'\"()]+/)+", "", inside)
+        case list():
+            return [_without_folders(each) for each in value]
+        case dict():
+            return {key: _without_folders(each) for key, each in value.items()}
+    return value
 
 
 def _without_folder(source: str) -> str:

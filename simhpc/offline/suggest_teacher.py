@@ -20,6 +20,8 @@ from simhpc.study import Distillation
 def suggest_teacher(run: Run, student: str, distillation: str | None = None) -> dict[str, Any]:
     """Rank all other models of the study as teachers of one of them; see `analysis.teachers`.
 
+    Other initialisations of the student are among them where they have taught.
+
     Args:
         student: key of a model of the study.
         distillation: name of the one whose students count, where there are several of the student; None: the first.
@@ -41,7 +43,12 @@ def suggest_teacher(run: Run, student: str, distillation: str | None = None) -> 
         raise MissingInputError(f"{run.dir.similarity} does not exist: run `simhpc aggregate` first") from None
     inputs = Inputs(title=run.study.name, names=matrix.models, sat=matrix.sat, run=run)
     accuracy, same = accuracies(run), replicas(run, student)
-    keys = [model.key for model in run.study.models if model.key not in same and not model.is_random]
+    taught = chosen.teachers if chosen is not None else ()
+    keys = [
+        model.key
+        for model in run.study.models
+        if (model.key not in same or model.key in taught) and not model.is_random
+    ]
     seen: dict[str, float] = {}
     counts: dict[str, int] = {}
     if chosen is not None:

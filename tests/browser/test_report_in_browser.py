@@ -285,6 +285,10 @@ def test_a_model_is_picked_in_the_drawings(opened, run, matrix):
     page.locator("#plane [data-model='9'] .mark").hover()
     assert page.locator("#picked").text_content().startswith(f"{matrix.models[9]}: ")
     assert page.locator("#plane [data-model='9'] text").evaluate("e => getComputedStyle(e).visibility") == "visible"
+    # Once nothing is pointed at it is again the model that the list names.
+    chosen = matrix.models[int(page.locator("#pick").input_value())]
+    page.locator("#clusters-title").hover()
+    assert page.locator("#picked").text_content().startswith(f"{chosen}: ")
     page.select_option("#pick", "")
     assert page.locator(".current[data-model]").count() == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -119,6 +120,25 @@ def test_a_task_says_itself_why_it_failed(run, slurm):
     with pytest.raises(ValueError, match="weights"), ProgressFile(run.dir.progress("attack", "cnn"), "7_0"):
         raise ValueError("the weights are gone\nsecond line")
     assert cnn(run).reason == "ValueError: the weights are gone"
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("node2: task 1: Killed", "process 1 on node2: Killed: see {}/7_0_1_log.err"),
+        ("node2: tasks 4-7: Bus error", "process 4-7 on node2: Bus error: see {}/7_0_4_log.err"),
+        ("node2: task 1: Exited with exit code 1", "OSError: lost; process 1 on node2: Exited .*/7_0_1_log.err"),
+        ("node2: tasks 0-1: Exited with exit code 1", "OSError: lost"),
+    ],
+)
+def test_what_ended_another_process_of_a_training_is_told(run, slurm, said, wanted):
+    """The first one has only lost the connection to it."""
+    before = "===== simhpc: attempt 1\nsrun: error: node9: task 9: Killed\n===== simhpc: attempt 2\n"
+    log(run, "7_0", f"{before}OSError: lost\nsrun: error: {said}\nsrun: error: node1: task 0: Exited\n")
+    slurm.says("sacct", sacct_line("7_0", "FAILED", "1:0", start="1", end="2"))
+    with contextlib.suppress(OSError), ProgressFile(run.dir.progress("attack", "cnn"), "7_0"):
+        raise OSError("lost")
+    assert re.fullmatch(wanted.format(re.escape(str(run.dir.submissions / "attack-7"))), cnn(run).reason)
 
 
 def test_an_interrupted_task_is_no_failure(run, slurm):

@@ -141,6 +141,7 @@ def test_one_of_two_processes_is_killed(devcluster, pair):
     job = killed.in_the_middle()
     os.kill(devcluster.pid_of(job, rank=1), signal.SIGKILL)
     devcluster.wait_for_state(killed.run, "train", "failed", 60)
+    assert "process 1 on node" in devcluster.task(killed.run, "train", "vit")["reason"]
     saved = killed.step()
     assert 4 <= saved < STEPS
     assert "again      train      vit" in devcluster.simhpc("retry", "--failed", "--run", killed.run).stdout

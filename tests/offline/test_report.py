@@ -237,6 +237,45 @@ def test_folders_of_this_machine_are_not_passed_on(planted, tmp_path):
     assert "folder:val" in source
 
 
+@pytest.mark.parametrize(
+    ("name", "also"), [("reliability", "reliability_widths"), ("distillation", "distillation_correlations")]
+)
+def test_all_tables_of_an_analysis_can_be_had(tmp_path, name, also):
+    run = synthetic_run(tmp_path / "run", n_models=4, n_attacked=0)
+    sha256 = stage.made_from(inputs_of_run(run, run.dir))["similarity_sha256"]
+    run.dir.analysis(f"{name}.json").write_text(json.dumps({"similarity_sha256": sha256}))
+    for table in (name, also):
+        run.dir.analysis(f"{table}.csv").write_text("a\n1\n")
+    _, page = page_of(run)
+    links = page.inside(page.one("section", id=name), "a")
+    assert [link["download"] for link in links] == [f"{name}.csv", f"{also}.csv"]
+
+
+@pytest.mark.parametrize(
+    ("told", "passed_on"),
+    [
+        ("/work/her/runs/other", "other"),
+        ("weights: here 'checkpoint:/data/nets/a.pt', there 'train'", "weights: here 'checkpoint:a.pt', there 'train'"),
+        ("left out: /a/b/predictions/x.h5 is damaged", "left out: predictions/x.h5 is damaged"),
+        ("eps_255: here 8/255, there 4/255; conv/patch/mlp and N/A", None),
+        ("runs/other of a / b", None),
+        ("https://example.org/a/b", None),
+    ],
+)
+def test_folders_in_what_analyses_say_are_not_passed_on_either(tmp_path, told, passed_on):
+    run = synthetic_run(tmp_path / "run", n_models=4, n_attacked=0)
+    sha256 = stage.made_from(inputs_of_run(run, run.dir))["similarity_sha256"]
+    written = {"similarity_sha256": sha256, "said": told, "rows": [{"a": [told]}], "notes": [told]}
+    run.dir.analysis("new_thing.json").write_text(json.dumps(written))
+    _, page = page_of(run)
+    expected = told if passed_on is None else passed_on
+    assert page.facts("new_thing")["said"] == expected
+    section = page.one("section", id="new_thing")
+    assert [cell.text for cell in page.inside(section, "td")] == [expected]
+    assert expected in page.inside(section, "li")[0].text
+    assert section.text.count(told) == (0 if passed_on else 3)
+
+
 def test_problems_of_the_matrix_name_files_without_the_folder_of_the_run(copied):
     copied.dir.predictions("vit").unlink()
     aggregate.execute(copied, aggregate.tasks(copied)[0], lambda *_: None)

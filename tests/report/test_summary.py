@@ -61,9 +61,15 @@ def test_lists_in_tables_are_whole():
     assert table.rows == [[", ".join(f"m{k}" for k in range(20))]]
 
 
-def test_long_lists_of_rows_are_no_small_table():
-    assert summary.tables({"ensembles": [{"k": k} for k in range(31)]}, {}) == []
-    assert len(summary.tables({"ensembles": [{"k": k} for k in range(30)]}, {})) == 1
+def test_no_table_is_left_out_for_its_length():
+    """Two distillations have 48 correlations; the page would be silent on what it is about."""
+    correlations = [{"method": "pearson", "r": 0.5}] * 24
+    result = {"distillations": [{"name": name, "correlations": correlations} for name in ("one", "two")]}
+    assert [len(table.rows) for table in summary.tables(result, {})] == [2, 48]
+    (long,) = summary.tables({"pairs": [{"k": k} for k in range(101)]}, {})
+    assert (long.caption, len(long.rows), long.rows[-1]) == ("pairs (the first 100 of 101 rows)", 100, ["99"])
+    (whole,) = summary.tables({"pairs": [{"k": k} for k in range(100)]}, {})
+    assert (whole.caption, len(whole.rows)) == ("pairs", 100)
 
 
 def test_settings_with_their_inner_tables():

@@ -86,6 +86,7 @@ ABOUT = {
     "reliability": About(
         "Reliability",
         "How sure the matrix is: by number of images, between halves of them, and against the study done otherwise.",
+        files=("reliability_widths.csv",),
         names={
             "n_images": "images",
             "widths": "Width of the confidence intervals by number of images",
@@ -111,6 +112,7 @@ ABOUT = {
     "distillation": About(
         "Distillation",
         "Whether students learn more from teachers that are like them.",
+        files=("distillation_correlations.csv",),
         is_optional=True,
         names={
             "distillations": "What was distilled",

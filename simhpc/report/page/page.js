@@ -359,6 +359,9 @@
 
   const picked = () => (pick.value === "" ? null : Number(pick.value));
   pick.addEventListener("change", () => showModel(picked()));
+  for (const drawing of document.querySelectorAll(".drawings svg")) {
+    drawing.addEventListener("pointerleave", () => showModel(picked()));
+  }
   for (const mark of inDrawings) {
     const model = Number(mark.dataset.model);
     mark.addEventListener("pointerenter", () => {

@@ -8,7 +8,7 @@ from typing import Any
 from simhpc.report.page.content import Table
 
 _NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "settings", "notes", "models")
-_MOST_ROWS = 30
+_MOST_ROWS = 100
 _MOST_LISTED = 8
 
 
@@ -33,7 +33,7 @@ def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str
 
 
 def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
-    """Lists of rows, and rows by name, those of at most 30.
+    """Lists of rows, and rows by name; of long ones the first 100 rows, which the caption says.
 
     What is one row inside a row becomes columns of it; a list of rows inside it a table of its own, each row of which
     begins with the first value of the row that it was in.
@@ -54,13 +54,16 @@ def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
 
 
 def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[Table]:
-    """One table, or none if it is long, empty, or holds what is no value."""
-    flat = [_flat(row) for row in rows]
-    if not 0 < len(flat) <= _MOST_ROWS or not all(map(_is_row, flat)):
+    """One table, or none if it is empty or holds what is no value."""
+    flat = [_flat(row) for row in rows[:_MOST_ROWS]]
+    if not flat or not all(map(_is_row, flat)):
         return []
+    caption = names.get(key, _spaced(key))
+    if len(rows) > _MOST_ROWS:
+        caption += f" (the first {_MOST_ROWS} of {len(rows)} rows)"
     header = list(dict.fromkeys(name for row in flat for name in row))
     cells = [[text(row[name]) if name in row else "" for name in header] for row in flat]
-    return [Table(names.get(key, _spaced(key)), [names.get(name, _spaced(name)) for name in header], cells)]
+    return [Table(caption, [names.get(name, _spaced(name)) for name in header], cells)]
 
 
 def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
