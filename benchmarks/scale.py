@@ -111,19 +111,22 @@ def finished_run(root: Path, study_file: Path, n_models: int) -> Run:
     weights, said = load_file(first.checkpoint(keys[0])), checkpoint.metadata_of(first.checkpoint(keys[0]))
     attacked, answered = adversarial.load(first.adversarial(keys[0])), predictions.load(first.predictions(keys[0]))
     for model in run.study.models[1:]:
-        identity = {"model": model.key, "model_sha256": model.sha256()}
-        checkpoint.save(first.checkpoint(model.key), weights, {**said, **identity})
-        replace(attacked, provenance=replace(attacked.provenance, **identity)).save(first.adversarial(model.key))
+        checkpoint.save(
+            first.checkpoint(model.key), weights, {**said, "model": model.key, "model_sha256": model.sha256()}
+        )
+        origin = replace(attacked.provenance, model=model.key, model_sha256=model.sha256())
+        replace(attacked, provenance=origin).save(first.adversarial(model.key))
     hashes = [adversarial.header(first.adversarial(key)).content_sha256 for key in keys]
-    answers = {
-        "sources": keys,
-        "source_sha256": hashes,
-        "adv_pred": answered.adv_pred.repeat(n_models, axis=0),
-        "adv_margin": answered.adv_margin.repeat(n_models, axis=0),
-    }
+    answers = replace(
+        answered,
+        sources=keys,
+        source_sha256=hashes,
+        adv_pred=answered.adv_pred.repeat(n_models, axis=0),
+        adv_margin=answered.adv_margin.repeat(n_models, axis=0),
+    )
     for model in run.study.models:
         origin = replace(answered.provenance, model=model.key, model_sha256=model.sha256())
-        replace(answered, provenance=origin, **answers).save(first.predictions(model.key))
+        replace(answers, provenance=origin).save(first.predictions(model.key))
         for stage in ("train", "attack", "evaluate"):
             with ProgressFile(first.progress(stage, model.key), "1_0") as progress:
                 progress.report(1, 1, "image")

@@ -183,8 +183,8 @@ def importance(
     few = 1.0 - MOST_UNDEFINED
     if rare := [name for name, share, d in zip(columns, defined, difference, strict=True) if share < few and d == d]:
         notes.append(
-            f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, and were left out "
-            f"of the interval: {', '.join(rare)}"
+            f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, and were left "
+            f"out of the interval: {', '.join(rare)}"
         )
     return Importance(
         r2_in_sample=r2_in_sample,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, precision, scaling, storage, training
+from benchmarks import evaluation, precision, scale, scaling, storage, training
 from benchmarks.__main__ import main
 from benchmarks.measures import OURS, Measure, Part
 from benchmarks.options import Options
@@ -109,3 +109,10 @@ def test_timms_own_loop_and_ours_train_alike(tmp_path):
     part = training.measure(OPTIONS, tmp_path)
     assert {measure.name for measure in part.measures} == {"training_throughput"}
     assert all(set(measure.values) == {OURS, training.TIMM} for measure in part.measures)
+
+
+@pytest.mark.slow
+def test_the_commands_work_on_a_run_of_copies(tmp_path):
+    part = scale.measure(OPTIONS, tmp_path)
+    assert [check.passed for check in part.checks] == [True]
+    assert part.facts["entries per folder"]["predictions"] == part.facts["models"] == 12

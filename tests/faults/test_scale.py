@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -151,6 +152,28 @@ def test_progress_is_written_less_often_the_longer_a_task_runs(tmp_path, monkeyp
     assert min(gaps[:-1]) >= 0.5 - 1e-9
     assert max(gaps) <= 10.2
     assert [sum(start <= at < start + 30 for at in written_s) for start in (0, 300, 1500)] == [60, 9, 3]
+
+
+def test_looking_needs_no_torch(finished, copied):
+    study = finished.dir.root.parent / "study.toml"
+    commands = [["status"], ["status", "--json"], ["verify"], ["run", str(study), "--out"]]
+    program = (
+        "import sys\n"
+        "from simhpc.cli import app\n"
+        "if __name__ == '__main__':\n"  # verify starts another process
+        f"    for command in {commands!r}:\n"
+        f"        sys.argv = ['simhpc', *command, {str(copied.dir.root)!r}]\n"
+        "        try:\n"
+        "            app.main()\n"
+        "        except SystemExit as stop:\n"
+        "            assert not stop.code, command\n"
+        "        assert not {'torch', 'timm'} & set(sys.modules), command\n"
+    )
+    script = copied.dir.root.parent / "commands.py"
+    script.write_text(program)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0 task(s) executed") == 1
 
 
 def test_cleaning_up_lists_each_folder_once_and_asks_of_no_file(finished, slurm, tmp_path, monkeypatch):
