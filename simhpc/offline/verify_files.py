@@ -327,7 +327,9 @@ def _picture(_run: Run, path: Path, _model: str, _deep: bool) -> Faults:
 
         try:
             with Image.open(path) as picture:
-                picture.load()  # compares the checksum of every chunk
+                picture.verify()  # the checksum of every chunk, which loading does not look at
+            with Image.open(path) as picture:
+                picture.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadFileError(f"{path} is no whole picture ({error})") from None
     else:

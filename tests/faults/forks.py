@@ -219,7 +219,8 @@ def _break(work: Work, note: Callable[[Point], object]) -> Callable[[], None]:
         if operation in ("open", "h5 create"):
             flushed_bytes.setdefault(absolute, 0)
         elif operation == "fsync":
-            flushed_bytes[absolute] = os.stat(absolute).st_size  # noqa: PTH116
+            with contextlib.suppress(FileNotFoundError):  # another copy of the task has replaced it
+                flushed_bytes[absolute] = os.stat(absolute).st_size  # noqa: PTH116
         elif operation == "rename" and absolute in flushed_bytes:
             flushed_bytes[os.path.abspath(str(to))] = flushed_bytes.pop(absolute)  # noqa: PTH100
 

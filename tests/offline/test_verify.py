@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,10 +16,11 @@ from dataclasses import replace
 import damage
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 from tiny import execute_all, tiny, write_study
 
-from simhpc.errors import ForeignFileError, SimhpcError
+from simhpc.errors import BadFileError, ForeignFileError, SimhpcError
 from simhpc.offline import verify, verify_files
 from simhpc.offline.isolated import CallFailedError, Worker
 from simhpc.rundir import Run, RunDir, open_run
@@ -263,6 +265,22 @@ def test_what_is_not_ours_is_named_and_left(look, copied):
     found = look(copied)
     assert found.findings == []
     assert sorted(note.split(" is ")[0] for note in found.notes) == ["a\\nb", "adversarial/gone.h5", "notes.txt"]
+
+
+def test_a_flipped_bit_that_changes_a_picture_is_found(finished, tmp_path):
+    """Also where the compressed data end, of which decoders read no more than they need."""
+    whole = finished.dir.heatmap.read_bytes()
+    pixels, path = np.asarray(Image.open(finished.dir.heatmap)), tmp_path / "p.png"
+    changed = 0
+    for at in range(len(whole) - 800, len(whole) - 12, 40):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        with contextlib.suppress(OSError, SyntaxError), Image.open(path) as picture:
+            changed += not np.array_equal(np.asarray(picture), pixels)
+        with pytest.raises(BadFileError, match="is no whole picture"):
+            list(verify_files._picture(finished, path, "", True))
+    assert changed
 
 
 def test_leftovers_of_killed_tasks(look, copied):
