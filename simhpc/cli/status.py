@@ -66,7 +66,7 @@ def status(
     else:
         found = Monitor(run).look()
         if as_json:
-            print(json.dumps(_finite(found.as_json()), indent=1))
+            print(json.dumps(_finite(found.as_json())))
         else:
             show(output, found, is_all=show_all)
     if any(task.state in ("failed", "cancelled") for task in found.tasks):
