@@ -144,8 +144,8 @@ def test_three_hundred_elements_and_nothing_is_lost_or_doubled(devcluster, tmp_p
         assert len(made) == MODELS
         assert made == {path.name: path.read_bytes() for path in (calm.dir.root / kind).iterdir()}, kind
     assert RunDir(run).similarity.read_bytes() == calm.dir.similarity.read_bytes()
-    # Nothing is doubled: Slurm completed no training and no attack twice. (An evaluation is done again when sets that it
-    # went without are there.)
+    # Nothing is doubled: Slurm completed no training and no attack twice. (An evaluation is done again when sets that
+    # it went without are there.)
     completed = ends(devcluster, run)
     for stage in ("train", "attack"):
         assert {completed[stage, f"m{number:03d}"] for number in range(MODELS)} <= {0, 1}
