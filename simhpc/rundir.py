@@ -38,17 +38,17 @@ class RunDir:
         return self.root / "images.txt"
 
     def checkpoint(self, model: str) -> Path:
-        return self.root / "checkpoints" / f"{model}.safetensors"
+        return self.root.joinpath("checkpoints", f"{model}.safetensors")
 
     def adversarial(self, model: str) -> Path:
-        return self.root / "adversarial" / f"{model}.h5"
+        return self.root.joinpath("adversarial", f"{model}.h5")
 
     def predictions(self, model: str) -> Path:
-        return self.root / "predictions" / f"{model}.h5"
+        return self.root.joinpath("predictions", f"{model}.h5")
 
     def representations(self, model: str) -> Path:
         """Features and input gradients of one model, where the optional stage has stored them."""
-        return self.root / "representations" / f"{model}.h5"
+        return self.root.joinpath("representations", f"{model}.h5")
 
     def attack_parts(self, model: str) -> Path:
         """Folder of the batches of an attack that is not finished."""
@@ -60,23 +60,23 @@ class RunDir:
 
     def training_log(self, model: str) -> Path:
         """Loss and learning rate of every step of a training."""
-        return self.root / "metrics" / f"{model}.jsonl"
+        return self.root.joinpath("metrics", f"{model}.jsonl")
 
     def tensorboard(self, model: str) -> Path:
         """The same for TensorBoard, where that is installed."""
-        return self.root / "tensorboard" / model
+        return self.root.joinpath("tensorboard", model)
 
     def answers(self, teacher: str, identity: str) -> Path:
         """A teacher's answers to the training images, where students ask for them once."""
-        return self.root / "answers" / f"{teacher}-{identity[:16]}.h5"
+        return self.root.joinpath("answers", f"{teacher}-{identity[:16]}.h5")
 
     def partial_predictions(self, model: str) -> Path:
         """Predictions of an evaluation that is not finished."""
-        return self.root / "partial" / "evaluate" / f"{model}.h5"
+        return self.root.joinpath("partial", "evaluate", f"{model}.h5")
 
     def batch_size(self, stage: str, model: str) -> Path:
         """The batch size that a task found to fit in memory; absent where the study's does."""
-        return self.root / "batch_size" / stage / f"{model}.json"
+        return self.root.joinpath("batch_size", stage, f"{model}.json")
 
     @property
     def similarity(self) -> Path:
@@ -96,15 +96,15 @@ class RunDir:
 
     @property
     def heatmap(self) -> Path:
-        return self.root / "figures" / "similarity.png"
+        return self.root.joinpath("figures", "similarity.png")
 
     def analysis(self, name: str) -> Path:
         """A table or summary of `simhpc analyze`, e.g. `importance.csv`."""
-        return self.root / "analysis" / name
+        return self.root.joinpath("analysis", name)
 
     def figure(self, name: str) -> Path:
         """A figure of `simhpc analyze`, e.g. `importance.svg`."""
-        return self.root / "figures" / name
+        return self.root.joinpath("figures", name)
 
     @property
     def report(self) -> Path:
@@ -112,7 +112,7 @@ class RunDir:
         return self.root / "report.html"
 
     def progress(self, stage: str, model: str) -> Path:
-        return self.root / "progress" / stage / f"{model}.json"
+        return self.root.joinpath("progress", stage, f"{model}.json")
 
     def folders(self) -> Iterator[Path]:
         """Those that exist and hold files that are written whole: not submitit's, TensorBoard's and any deeper one."""
@@ -131,7 +131,7 @@ class RunDir:
     @property
     def ledger(self) -> Path:
         """One file per submission to a cluster: which tasks were given to which job."""
-        return self.root / "slurm" / "ledger"
+        return self.root.joinpath("slurm", "ledger")
 
 
 def _folders_in(folder: Path) -> list[Path]:

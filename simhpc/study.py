@@ -541,6 +541,18 @@ _MAY_CHANGE = {"resources", "representations", "analysis", "strategies"}
 """Sections that enter no result of a stage of every study."""
 
 
+_last_index: list[tuple[tuple[Model, ...], dict[str, Model]]] = [((), {})]
+
+
+def _by_key(models: tuple[Model, ...]) -> dict[str, Model]:
+    """An index of models. The last one is kept: a study of a thousand is asked for each of them many times."""
+    of, index = _last_index[0]
+    if of is not models:
+        index = {model.key: model for model in models}
+        _last_index[0] = models, index
+    return index
+
+
 class Study(Section):
     """A whole study."""
 
@@ -659,9 +671,9 @@ class Study(Section):
         Raises:
             StudyError: there is none.
         """
-        for model in self.models:
-            if model.key == key:
-                return model
+        found = _by_key(self.models).get(key)
+        if found is not None:
+            return found
         keys = [model.key for model in self.models]
         raise StudyError(f"study {self.name!r} has no model {key!r}{nearest(key, keys)}")
 

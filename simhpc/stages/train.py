@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from simhpc.errors import BadFileError, ImageSourceError, MissingInputError
 from simhpc.rundir import Run
-from simhpc.stages import progress
+from simhpc.stages import progress, validity
 from simhpc.stages.task import PROCESSES, Report, Task
 from simhpc.store import checkpoint, image_set
 from simhpc.store.step_log import StepLog
@@ -299,7 +299,7 @@ def _row(step: Step, images_per_s: float) -> dict[str, Any]:
 def _identity(run: Run, key: str) -> dict[str, str]:
     return {
         "model": key,
-        "model_sha256": run.study.model(key).sha256(),
+        "model_sha256": validity.model_sha256(run.study.model(key)),
         "images_sha256": image_set.identity(run.dir.images),
         "seed": str(run.study.seed),
     }

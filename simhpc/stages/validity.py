@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from simhpc.errors import BadFileError, ForeignFileError, MissingInputError
 from simhpc.rundir import Run
 from simhpc.store import adversarial, checkpoint, image_set, predictions
 from simhpc.store.filecache import each_file_once, exists
 from simhpc.store.provenance import Provenance
-from simhpc.study import Model
+from simhpc.study import Model, Study
+
+Entry = TypeVar("Entry")
 
 
 def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> None:
@@ -24,8 +27,8 @@ def check_provenance(run: Run, model: Model, path: Path, found: Provenance) -> N
     """
     checks = [
         ("model", found.model, model.key),
-        ("model_sha256", found.model_sha256, model.sha256()),
-        ("study_sha256", found.study_sha256, run.study.settings_sha256()),
+        ("model_sha256", found.model_sha256, model_sha256(model)),
+        ("study_sha256", found.study_sha256, _once(run.study, Study.settings_sha256)),
     ]
     # Aggregation may happen elsewhere, where only the predictions have been copied to.
     if exists(run.dir.images):
@@ -54,6 +57,22 @@ class Sources:
 
 
 _shared: ContextVar[Sources | None] = ContextVar("_shared", default=None)
+# By `id`, as entries cannot be keys; they are held, so that no other gets the same one.
+_hashes: ContextVar[dict[int, tuple[object, str]] | None] = ContextVar("_hashes", default=None)
+
+
+def model_sha256(model: Model) -> str:
+    """`Model.sha256`; inside `shared_sources` it is computed once."""
+    return _once(model, Model.sha256)
+
+
+def _once(entry: Entry, sha256: Callable[[Entry], str]) -> str:
+    known = _hashes.get()
+    if known is None:
+        return sha256(entry)
+    if id(entry) not in known:
+        known[id(entry)] = entry, sha256(entry)
+    return known[id(entry)][1]
 
 
 def adversarial_header(run: Run, model: Model) -> adversarial.Header:
@@ -74,11 +93,15 @@ def adversarial_header(run: Run, model: Model) -> adversarial.Header:
 @contextmanager
 def shared_sources(run: Run) -> Iterator[None]:
     """Inside it, the adversarial sets of this run are looked at once only: else M tasks look at M files each."""
-    token = _shared.set(usable_sources(run))
+    hashes = _hashes.set({})
     try:
-        yield
+        token = _shared.set(usable_sources(run))
+        try:
+            yield
+        finally:
+            _shared.reset(token)
     finally:
-        _shared.reset(token)
+        _hashes.reset(hashes)
 
 
 def usable_sources(run: Run) -> Sources:
