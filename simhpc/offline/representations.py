@@ -221,7 +221,7 @@ def sat_halves(run: Run, names: Sequence[str], seed: int) -> NDArray[np.float64]
         return np.empty((0, 2, k, k))
     cells = np.ix_(at, at)
     outcomes = Outcomes(gathered.n_images, gathered.correct[at], gathered.fooled[cells], gathered.measured[cells])
-    options = reliability.Settings(run.study.similarity.floor_percent, seed=seed)
+    options = reliability.Settings(floor_percent=run.study.similarity.floor_percent, seed=seed)
     both = np.stack(reliability.halves(outcomes, options), axis=1)
     found = np.full((len(both), 2, k, k), np.nan)
     found[:, :, *np.triu_indices(k, 1)] = both
