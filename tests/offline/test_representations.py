@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -34,6 +36,24 @@ def stored(finished, tmp_path_factory):
     execute_task(str(root), "representations", "cnn")
     execute_all(run, OPTIONAL_STAGES)
     return run
+
+
+def held(path: Path) -> store.Representations:
+    """All that a file holds, its features as they are and not scaled."""
+    header, small = store.header(path), store.load_gradients(path)
+    return store.Representations(
+        header.provenance,
+        header.settings,
+        header.features_from,
+        header.forward_passes,
+        header.gradient_passes,
+        store.load_features(path).astype(np.float16),
+        1.0,
+        small.index,
+        np.stack(list(store.iterate_gradients(path))),
+        small.norms,
+        small.noise_cosines,
+    )
 
 
 @pytest.fixture
@@ -193,37 +213,17 @@ def test_a_damaged_file_is_left_out_or_named(mine, tmp_path):
 
 def test_a_model_without_features_or_gradients_is_unknown_in_one_measure_only(mine, tmp_path):
     path = mine.dir.representations("convnext")
-    header, small = store.header(path), store.load_gradients(path)
-    changed = store.Representations(
-        header.provenance,
-        header.settings,
-        "none: it runs no linear layer",
-        0,
-        header.gradient_passes,
-        np.empty((70, 0), dtype=np.float16),
-        1.0,
-        small.index,
-        np.stack(list(store.iterate_gradients(path))),
-        small.norms,
-        small.noise_cosines,
-    )
-    changed.save(path)
+    nothing = np.empty((70, 0), dtype=np.float16)
+    replace(held(path), features_from="none: it runs no linear layer", forward_passes=0, features=nothing).save(path)
     path = mine.dir.representations("vit")
-    header, small = store.header(path), store.load_gradients(path)
-    gradients = np.stack(list(store.iterate_gradients(path)))
+    whole = held(path)
+    gradients = whole.gradients.copy()
     gradients[:5] = 0
-    store.Representations(
-        header.provenance,
-        header.settings,
-        header.features_from,
-        header.forward_passes,
-        header.gradient_passes,
-        store.load_features(path).astype(np.float16),
-        1.0,
-        small.index,
-        gradients,
-        np.where(np.arange(70) < 5, 0, small.norms).astype(np.float32),
-        np.where(np.arange(70) < 5, np.nan, small.noise_cosines).astype(np.float32),
+    replace(
+        whole,
+        gradients=gradients,
+        norms=np.where(np.arange(70) < 5, 0, whole.norms).astype(np.float32),
+        noise_cosines=np.where(np.arange(70) < 5, np.nan, whole.noise_cosines).astype(np.float32),
     ).save(path)
     _, outcome, folder = analyzed(mine, tmp_path)
     assert outcome.notes == ["CKA is unknown for models whose penultimate features are not known: convnext"]
@@ -244,21 +244,9 @@ def test_gradients_of_other_images_are_refused(mine, tmp_path):
         index = file["gradients/index"]
         index[:] = index[:] - np.arange(70) + np.r_[np.arange(69), 69]
     reseal(path)
-    header, small = store.header(path), store.load_gradients(path)
-    fewer = small.index[:-1]
-    store.Representations(
-        header.provenance,
-        header.settings,
-        header.features_from,
-        header.forward_passes,
-        header.gradient_passes,
-        store.load_features(path).astype(np.float16),
-        1.0,
-        fewer,
-        np.stack(list(store.iterate_gradients(path)))[:-1],
-        small.norms[:-1],
-        small.noise_cosines[:-1],
-    ).save(path)
+    whole = held(path)
+    fewer = {name: getattr(whole, name)[:-1] for name in ("index", "gradients", "norms", "noise_cosines")}
+    replace(whole, **fewer).save(path)
     with pytest.raises(BadFileError, match=r"vit\.h5 has gradients of other images than .*cnn\.h5"):
         analyzed(mine, tmp_path)
 
