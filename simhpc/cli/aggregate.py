@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import end_with, output
 from simhpc.rundir import open_run
 
 
@@ -46,7 +46,4 @@ def aggregate(
         output.print(f"{summary['pairs']} of {summary['all_pairs']} pairs known")
         for note in summary["notes"]:
             output.print(f"note: {note}", markup=False, soft_wrap=True)
-    for problem in summary["problems"]:
-        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
-    if summary["problems"]:
-        raise typer.Exit(1)
+    end_with(summary["problems"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simhpc.cli.console import errors, output
+from simhpc.cli.console import end_with, errors, output
 from simhpc.errors import SimhpcError
 from simhpc.rundir import RunDir, open_run
 
@@ -117,10 +117,7 @@ def analyze(
         print(json.dumps(summary, indent=1))
     else:
         _show(summary)
-    for problem in summary["problems"]:
-        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
-    if summary["problems"]:
-        raise typer.Exit(1)
+    end_with(summary["problems"])
 
 
 def _number_of_clusters(text: str) -> int | None:

@@ -1,9 +1,10 @@
-"""The two consoles, and how times and numbers are written on them."""
+"""The two consoles, how times and numbers are written on them, and how a command ends that did without something."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import typer
 from rich.console import Console
 
 from simhpc.stages.task import ALL
@@ -16,6 +17,18 @@ def tell(notes: Iterable[str]) -> None:
     """Print those notes that say something, where they are seen and no pipe takes them."""
     for note in filter(None, notes):
         errors.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def end_with(problems: Sequence[str]) -> None:
+    """Say what was missing or damaged and done without; then the exit code is 1.
+
+    Raises:
+        typer.Exit: there was any.
+    """
+    for problem in problems:
+        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
 
 
 def name_of(model: str) -> str:

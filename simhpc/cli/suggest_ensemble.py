@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simhpc.cli.console import errors, output, tell
+from simhpc.cli.console import end_with, output, tell
 from simhpc.rundir import open_run
 
 _NAMES = {
@@ -56,10 +56,7 @@ def suggest_ensemble(
         print(json.dumps(found, indent=1))
     else:
         _show(found)
-    for problem in found["problems"]:
-        errors.print(f"problem: {problem}", markup=False, soft_wrap=True)
-    if found["problems"]:
-        raise typer.Exit(1)
+    end_with(found["problems"])
 
 
 def _show(found: dict[str, Any]) -> None:
