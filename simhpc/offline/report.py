@@ -280,8 +280,8 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
     facts = [("models", str(n)), ("pairs of different models", f"{known.sum()} known of {len(between)}")]
     if known.any():
         for name, k in (("most alike", int(np.nanargmax(between))), ("least alike", int(np.nanargmin(between)))):
-            facts.append((name, f"{matrix.models[rows[k]]} and {matrix.models[columns[k]]} (SAT {between[k]:.2f})"))
-        facts.append(("mean SAT of different models", f"{between[known].mean():.2f}"))
+            facts.append((name, f"{matrix.models[rows[k]]} and {matrix.models[columns[k]]} (SAT {document.fixed(between[k], 2)})"))
+        facts.append(("mean SAT of different models", document.fixed(between[known].mean(), 2)))
     own = np.diag(fooling_rates(matrix.n_fooled, matrix.n_common))
     for name, values in (("accuracy on clean images", matrix.clean_accuracy), ("self-fooling", own)):
         if np.isfinite(values).any():

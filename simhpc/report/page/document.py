@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+from decimal import ROUND_HALF_UP, Decimal
 from importlib import resources
 from typing import Any
 
@@ -99,7 +100,13 @@ def embedded_json(data: dict[str, Any]) -> str:
 
 def percent(fraction: float) -> str:
     """`98.5 %`; `unknown` for NaN."""
-    return f"{100 * fraction:.1f} %" if np.isfinite(fraction) else UNKNOWN
+    # A fraction of a thousand images lies between two such numbers as often as not: 98.25 is to stay that.
+    return f"{fixed(round(100.0 * fraction, 9), 1)} %" if np.isfinite(fraction) else UNKNOWN
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number as the script's `toFixed` writes it, halves away from 0: one number is to look alike everywhere."""
+    return str(Decimal(float(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP))
 
 
 def colour_range(sat: NDArray[np.float64]) -> tuple[float, float]:
@@ -123,7 +130,7 @@ def _data(content: Content) -> dict[str, Any]:
                 "key": row.key,
                 "timm": row.timm_name,
                 "family": row.family,
-                "accuracy": _number(matrix.clean_accuracy[position]),
+                "accuracy": percent(matrix.clean_accuracy[position]),
                 "cluster": clusters.get(row.key),
                 "stability": _number(stability.get(row.key, np.nan)),
             }
@@ -154,17 +161,18 @@ def _rows(content: Content) -> list[dict[str, Any]]:
                 "model": row,
                 "accuracy": percent(matrix.clean_accuracy[position]),
                 "self_fooling": percent(rates[position, position]),
-                "mean_sat": f"{known.mean():.2f}" if len(known) else UNKNOWN,
+                "mean_sat": fixed(known.mean(), 2) if len(known) else UNKNOWN,
                 "nearest": UNKNOWN
                 if nearest is None
-                else f"{matrix.models[nearest]} ({others[position][nearest]:.2f})",
+                else f"{matrix.models[nearest]} ({fixed(others[position][nearest], 2)})",
             }
         )
     return found
 
 
 def _number(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+    """All its digits: what is rounded twice is rounded wrongly."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:

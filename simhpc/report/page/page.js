@@ -342,7 +342,7 @@
       timm && timm !== key ? timm : "",
       family,
       isKnown(cluster) ? `cluster ${cluster}` + (isKnown(stability) ? ` (stability ${decimals(stability, 2)})` : "") : "",
-      isKnown(accuracy) ? `accuracy ${percent(accuracy, 1)}` : "",
+      accuracy === "unknown" ? "" : `accuracy ${accuracy}`,
       others.length ? `most alike: ${others.join(", ")}` : "",
     ];
     return `${key}: ${parts.filter(Boolean).join("; ")}`;
