@@ -96,7 +96,7 @@ def test_the_data_are_the_matrix():
 
 
 def test_a_number_looks_alike_in_the_table_and_where_the_script_writes_it():
-    """Python rounds halves to even digits, JavaScript away from 0: of 400 images 393 were 98.2 % here and 98.3 % there."""
+    """Python rounds halves to even digits, JavaScript away from 0: 393 of 400 was 98.2 % here and 98.3 % there."""
     cases = [(0.125, 2, "0.13"), (-0.125, 2, "-0.13"), (2.675, 2, "2.67"), (98.25, 1, "98.3"), (2.0, 2, "2.00")]
     for value, decimals, text in cases:
         assert document.fixed(value, decimals) == text

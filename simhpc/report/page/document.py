@@ -29,10 +29,8 @@ from simhpc.report.families import styles
 from simhpc.report.figure import COLOURS
 from simhpc.report.page.content import Content
 from simhpc.report.page.drawings import MARKS, draw_plane, draw_tree
+from simhpc.report.page.summary import UNKNOWN
 from simhpc.store.similarity import SimilarityMatrix
-
-UNKNOWN = "unknown"
-
 
 MOST_BYTES = 9_000_000
 """Of a page with files in it. The largest are left out until it is no larger; what is not a file may be."""
