@@ -218,7 +218,7 @@ def _analysis(name: str, where: RunDir, sha256: str, without: str) -> Analysis:
         facts=summary.facts(result, names, about.if_null),
         tables=summary.tables(result, names, about.if_null),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
-        settings=summary.settings(result, names, about.if_null),
+        settings=summary.settings(result, {**NAMES, **about.settings}, about.if_null),
         figure=None if not about.has_figure else png if is_large or svg is None else svg,
         files=[file for file in files if file],
     )

@@ -12,6 +12,7 @@ class About:
     Attributes:
         files: its tables beside NAME.csv.
         names: what keys of its JSON file are called; others as in `NAMES`, or by the key.
+        settings: what its settings are called, likewise; those in an inner table by `outer: inner`.
         if_null: what `null` means under keys where it is not a number that is unknown.
         is_optional: there is no section on it unless it was done; others say what makes them.
         has_figure: whether its figure is shown; the report has drawings of its own of the clusters.
@@ -21,6 +22,7 @@ class About:
     explanation: str = ""
     files: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     if_null: dict[str, str] = field(default_factory=dict)
     is_optional: bool = False
     has_figure: bool = True
@@ -47,9 +49,6 @@ ABOUT = {
         files=("coassignment.csv", "cluster_components.csv"),
         names={
             "k": "clusters",
-            "most": "clusters at most, if chosen",
-            "runs": "runs of k-means",
-            "starts": "starts of each run",
             "n_clusters": "number of clusters",
             "chosen_by": "number chosen by",
             "k_by_silhouette": "number by the silhouette",
@@ -57,6 +56,12 @@ ABOUT = {
             "choices": "What speaks for each number of clusters",
             "clusters": "Clusters, and the components that set them apart",
             "n_pairs_below_0": "pairs of negative SAT, counted as 0",
+        },
+        settings={
+            "k": "clusters",
+            "most": "clusters at most, if chosen",
+            "runs": "runs of k-means",
+            "starts": "starts of each run",
         },
         if_null={"k": "not given"},
         has_figure=False,
@@ -146,12 +151,14 @@ ABOUT = {
             "error": "standard error",
             "images_for_95": "images for a reliability of 0.95",
             **{f"q{q:02d}": f"{q} % are below" for q in (5, 25, 50, 75, 95)},
-            "stored: n_gradients": "images with gradients",
-            "stored: noise_std_255": "noise (standard deviation, levels of 255)",
             "single_image_cosines": "cosines of single images, two models",
             "noise_cosines": "cosines of two noisy copies, one model",
             "stored_bytes": "stored (bytes)",
             "elapsed_s": "took (s)",
+        },
+        settings={
+            "stored: n_gradients": "images with gradients",
+            "stored: noise_std_255": "noise (standard deviation, levels of 255)",
         },
     ),
     "distillation": About(

@@ -55,6 +55,8 @@ def _fill(content: Content, hrefs: dict[str, str]) -> str:
     kept = complete(sat)
     known = sat[np.ix_(kept, kept)]
     placed = plane(distances(known)) if len(kept) > 1 else None
+    if placed is not None and not np.isfinite(placed.share):
+        placed = None  # two models, or all equally alike: all distances are 0
     looks = styles([model.family for model in content.models if model.family])
     clusters = content.grouping.cluster_of if content.grouping else {}
     return _template().render(
@@ -72,6 +74,7 @@ def _fill(content: Content, hrefs: dict[str, str]) -> str:
         kept=kept.tolist(),
         plane=draw_plane(placed.points, [content.matrix.models[p] for p in kept]) if placed else None,
         plane_share=placed.share if placed else np.nan,
+        is_of_a_run=content.examples is not None,
         tree=draw_tree(content.grouping.tree) if content.grouping else None,
         position={key: position for position, key in enumerate(content.matrix.models)},
         cluster_of=clusters,
