@@ -136,7 +136,7 @@ def test_two_models_one_problem_each_and_no_crash(tmp_path):
     two = replace(inputs, names=inputs.names[:2], sat=inputs.sat[:2, :2])
     summary, _ = analyzed(two, tmp_path)
     assert [problem.partition(":")[0] for problem in summary["problems"]] == ["importance", "clusters"]
-    assert {path.rpartition("/")[2].partition(".")[0] for path in summary["files"]} == {"strategies"}
+    assert {path.rpartition("/")[2].partition(".")[0] for path in summary["files"]} == {"strategies", "components"}
 
 
 def test_an_analysis_that_cannot_be_done_stops_no_other(tmp_path):

@@ -173,7 +173,7 @@ def test_models_of_which_nothing_is_stored_are_left_out(mine, tmp_path):
     _, outcome, folder = analyzed(mine, tmp_path)
     assert outcome.notes == ["left out, as nothing is stored of them: convnext"]
     assert [row["model"] for row in rows(folder / "representations.csv")] == ["cnn", "vit"]
-    values, errors, _, _ = joint.representation_measures(mine, ["cnn", "convnext", "vit"], 0)["linear_cka"]
+    values, errors, *_ = joint.representation_measures(mine, ["cnn", "convnext", "vit"], 0)["linear_cka"]
     assert np.isnan(values[1]).all()
     assert np.isnan(errors[:, 1]).all()
     assert np.isfinite(values[0, 2])
