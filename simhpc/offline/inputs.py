@@ -196,12 +196,26 @@ def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs
         sat=matrix.values,
         columns=table.columns,
         components={name: table.rows[name] for name in matrix.names if name in table.rows},
-        notes=[*matrix.notes, *_doubts(matrix.values)],
+        notes=[*matrix.notes, *doubts(matrix.values)],
         problems=problems,
     )
 
 
-def _doubts(sat: NDArray[np.float64]) -> list[str]:
+def keep_components(inputs: Inputs, out: RunDir) -> list[Path]:
+    """Write the components of a matrix from elsewhere beside its analyses: the report has the families from there.
+
+    Without components, those of an earlier analysis are removed. Returns what was written.
+    """
+    path = out.analysis("components.csv")
+    if not inputs.columns:
+        path.unlink(missing_ok=True)
+        return []
+    rows = ([name, *inputs.components[name]] for name in inputs.names if name in inputs.components)
+    write_csv(path, ["Model name", *inputs.columns], rows)
+    return [path]
+
+
+def doubts(sat: NDArray[np.float64]) -> list[str]:
     """What makes a matrix from elsewhere look like something else than SAT."""
     notes, is_diagonal = [], np.eye(len(sat), dtype=bool)
     if np.nanmax(sat, initial=-np.inf) > _LARGEST_SAT + 1e-6:
