@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +113,7 @@ def _rewritings(model: nn.Module) -> list[list[_Rewriting]]:
 
 def _rewritten(classifier: PixelClassifier, pixels: Tensor) -> tuple[nn.Module, list[str], list[str]]:
     """The model after all rewritings that are exact, with what was done, and what was not with the reason."""
+    taken: list[_Rewriting] = []
     done: list[str] = []
     left_out: list[str] = []
     rewritings = _rewritings(classifier.model)
@@ -122,48 +122,42 @@ def _rewritten(classifier: PixelClassifier, pixels: Tensor) -> tuple[nn.Module, 
     try:
         exact = PixelClassifier(copy.deepcopy(classifier.model), classifier.data, fits_inside=classifier.fits_inside)
         exact, pixels = exact.double(), pixels.double()
-        inputs, expected = exact.normalised(pixels), _answer(exact, pixels)
+        expected = _answer(exact, pixels)
     except Exception as error:
         return classifier.model, done, [f"double precision: {_first_line(error)}"]
     for alternatives in rewritings:
         for rewrite in alternatives:
-            model, what, problem = _tried(exact, pixels, inputs, expected, rewrite)
+            what, problem = _tried(exact, rewrite, pixels, expected)
             if problem:
                 left_out.append(problem)
+                # What failed may have changed it. Large models are not in memory once more for that.
+                exact.model = copy.deepcopy(classifier.model).double()
+                for earlier in taken:
+                    exact.model, _ = earlier(exact.model, exact.normalised(pixels))
             elif what:
-                exact.model = model
+                taken.append(rewrite)
                 done.append(what)
                 break
     return exact.model.float() if done else classifier.model, done, left_out
 
 
 def _tried(
-    exact: PixelClassifier, pixels: Tensor, inputs: Tensor, expected: tuple[Tensor, Tensor], rewrite: _Rewriting
-) -> tuple[nn.Module, str, str]:
-    """A rewritten copy of the model with what was done; or a reason why not, if anything was tried."""
+    exact: PixelClassifier, rewrite: _Rewriting, pixels: Tensor, expected: tuple[Tensor, Tensor]
+) -> tuple[str, str]:
+    """Rewrite the model of a classifier in double precision: what was done, or why it is not to be used."""
     try:
-        model, what = rewrite(_copy(exact.model), inputs)
+        exact.model, what = rewrite(exact.model, exact.normalised(pixels))
         if not what:
-            return exact.model, "", ""
-        rewritten = PixelClassifier(model, exact.data, fits_inside=exact.fits_inside).double()
-        found = _answer(rewritten, pixels)
+            return "", ""
+        found = _answer(exact, pixels)
         off = [_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
     except Exception as error:
-        return exact.model, "", f"{getattr(rewrite, '__name__', '').strip('_')}: {_first_line(error)}"
+        return "", f"{getattr(rewrite, '__name__', '').strip('_')}: {_first_line(error)}"
     # Each for itself: the larger one of 0 and NaN is 0.
     if not all(error <= _TOLERANCE for error in off):
         shown = " and ".join(f"{error:.1g}" for error in off)
-        return exact.model, "", f"{what}: not exact, relative error of logits and gradient {shown}"
-    return model, what, ""
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A model of its own with the same numbers in memory: weights may be replaced in it, but not changed."""
-    shared: dict[int, Any] = {
-        id(parameter): nn.Parameter(parameter.data, requires_grad=False) for parameter in model.parameters()
-    }
-    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-    return copy.deepcopy(model, shared)
+        return "", f"{what}: not exact, relative error of logits and gradient {shown}"
+    return what, ""
 
 
 def _drop_tokens(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
