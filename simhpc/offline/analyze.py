@@ -17,7 +17,7 @@ from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.offline.distillation import analyze_distillation
 from simhpc.offline.ensembles import analyze_ensembles
 from simhpc.offline.found_clusters import clusters_of, options_of
-from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from
+from simhpc.offline.inputs import Inputs, Outcome, Settings, keep_given, made_from
 from simhpc.offline.measures import analyze_measures
 from simhpc.offline.reliability import analyze_reliability
 from simhpc.offline.representations import analyze_representations
@@ -48,6 +48,7 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
     n = len(inputs.names)
     if settings.clusters is not None and not 2 <= settings.clusters < max(3, n):
         raise AnalysisError(f"{n} models can be put in 2 to {n - 1} clusters, not in {settings.clusters}")
+    keep_given(inputs, out)
     summary: dict[str, Any] = {"models": n}
     files, notes, problems = [], [*inputs.notes], [*inputs.problems]
     for name, function in ANALYSES.items():

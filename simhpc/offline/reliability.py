@@ -29,7 +29,7 @@ def analyze_reliability(inputs: Inputs, out: RunDir, settings: Settings) -> Outc
     )
     outcomes = _outcomes(inputs.run, inputs)
     halves = analysis.halves(outcomes, options)
-    split_half = analysis.split_half(*halves, options.confidence)
+    split_half = analysis.split_half(*halves)
     weights = analysis.resampled_weights(outcomes.n_images, options.resamples, options.seed)
     resampled = analysis.resampled_sat(outcomes, weights, options.floor_percent)
     near = analysis.neighbours(inputs.sat, resampled, outcomes.n_images)

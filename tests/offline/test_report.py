@@ -179,6 +179,59 @@ def test_analyses_of_another_matrix_are_not_shown(tmp_path):
     assert "cluster" not in [option["value"] for option in page.inside(page.one("select", id="order"), "option")]
 
 
+def test_an_analysis_of_other_components_is_not_shown(tmp_path):
+    run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
+    analyzed(run)
+    table = run.dir.analysis("components.csv")
+    table.write_text(table.read_text().replace(",BN,", ",GN,"))
+    made, page = page_of(run)
+    for name in ("importance", "clusters"):
+        assert made["sections"][name].startswith("Out of date: with other components of the models than now.")
+        assert page.facts(name) == {}
+    analyzed(run)
+    assert {"importance", "clusters"} <= sections(page_of(run)[0])
+
+
+def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
+    """Of a run that has a table of its own, and of a matrix that has none."""
+    run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
+    given, matrix = tmp_path / "mine.csv", tmp_path / "matrix.csv"
+    keys = similarity.load(run.dir.similarity).models
+    lines = [f"{key},{kind},{k % 3}" for k, (key, kind) in enumerate(zip(keys, 3 * ["old", "new"], strict=True))]
+    given.write_text("\n".join(["name,Family,Stem", *lines, "somebody,old,1"]))
+    matrix.write_bytes(run.dir.similarity_csv.read_bytes())
+    fast = Settings(boosting=Boosting(stages=5, max_depth=2))
+    elsewhere = RunDir(tmp_path / "matrix-analysis")
+    for where, inputs_of, made_of in (
+        (run.dir, lambda csv: inputs_of_run(run, run.dir, csv), lambda: stage.write(run, run.dir.report)),
+        (
+            elsewhere,
+            lambda csv: inputs_of_files(matrix, csv),
+            lambda: stage.write_of_files(matrix, elsewhere.root, elsewhere.report),
+        ),
+    ):
+        analyze.analyze(inputs_of(given), where, fast, lambda _: None)
+        assert {"importance", "clusters"} <= sections(made_of())
+        page = Page(where.report.read_text(encoding="utf-8"))
+        assert [model["family"] for model in json.loads(page.one("script", id="data").text)["models"]] == 3 * [
+            "old",
+            "new",
+        ]
+        had = {link["download"] for link in page.all("a") if link["download"]}
+        assert "components_given.csv" in had
+        assert "components.csv" not in had
+        assert "somebody" not in where.analysis("components_given.csv").read_text()
+        # Without it, what it was needed for is no longer of what is shown.
+        analyze.ANALYSES["clusters"](inputs_of(None), where, fast)
+        where.analysis("components_given.csv").unlink()
+        shown = made_of()
+        assert "clusters" in sections(shown)
+        assert shown["sections"]["importance"].startswith("Out of date: with other components")
+        analyze.analyze(inputs_of(given), where, fast, lambda _: None)
+        analyze.analyze(inputs_of(None), where, fast, lambda _: None)
+        assert not where.analysis("components_given.csv").exists()
+
+
 def test_an_analysis_that_nothing_is_known_of_appears(tmp_path):
     run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
     inputs = analyzed(run, ["clusters"])
