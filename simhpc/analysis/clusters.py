@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 from scipy.cluster import hierarchy
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
@@ -27,6 +28,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _FEWEST_MODELS = 3
+_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
         most: largest number that is tried then.
         runs: of k-means, each from its own seed; the consensus is of these.
         starts: of each run, the best of which is the run's: scikit-learn's number.
+        shuffles: of the pairs, to see what chance gives.
         seed: what theirs are derived from.
     """
 
@@ -45,6 +48,7 @@ class Settings:
     most: int = 15
     runs: int = 100
     starts: int = 10
+    shuffles: int = 99
     seed: int = 0
 
 
@@ -73,6 +77,7 @@ class Clusters:
         stability: (N,) in [0, 1], see `stabilities`.
         coassignment: (N, N) in [0, 1], share of the runs that put two models together; the diagonal is 1.
         choices: what was found for each number of clusters; a k that was given is among them.
+        p_value: whether there are groups at all, see `chance`; NaN where all pairs are equally similar.
         k_by_eigengap, k_by_silhouette: the number that each would choose; 1 where all pairs are equally similar.
         tree: (N - 1, 4), scipy's linkage: average linkage of `distances`.
         height_at_zero: SAT at height 0 of the tree; at height h two branches are on average `height_at_zero - h` alike.
@@ -86,6 +91,7 @@ class Clusters:
     stability: Matrix
     coassignment: Matrix
     choices: list[Choice]
+    p_value: float
     k_by_eigengap: int
     k_by_silhouette: int
     tree: Matrix
@@ -129,6 +135,7 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
             stability=np.ones(n),
             coassignment=np.ones((n, n)),
             choices=[],
+            p_value=np.nan,
             k_by_eigengap=1,
             k_by_silhouette=1,
             tree=tree,
@@ -153,6 +160,12 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         notes.append(f"the models fall into {n_parts} parts with no similarity above 0 between them")
         if n_parts > k:
             notes.append(f"that is more than {k} clusters: which parts share one is arbitrary; see the stability")
+    p_value = chance(weights, settings)
+    if p_value > _SIGNIFICANT:
+        notes.append(
+            f"these groups may be chance: where the same similarities are dealt to the pairs at random, {p_value:.0%} of "
+            "matrices have groups as clear (the stability is of k-means alone)"
+        )
     coassignment = coassignments(embedding(vectors, k), k, settings)
     labels = consensus(coassignment, k)
     return Clusters(
@@ -162,6 +175,7 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         stability=stabilities(coassignment, labels),
         coassignment=coassignment,
         choices=choices,
+        p_value=p_value,
         k_by_eigengap=max(choices, key=lambda choice: (choice.eigengap, -choice.k)).k,
         k_by_silhouette=k_by_silhouette,
         tree=tree,
@@ -206,6 +220,38 @@ def spectrum(weights: Matrix) -> tuple[Matrix, Matrix]:
     scale = 1.0 / np.sqrt(np.where(is_alone, 1.0, degrees))
     values, vectors = np.linalg.eigh(scale[:, None] * weights * scale + np.diag(is_alone.astype(np.float64)))
     return values[::-1], vectors[:, ::-1]
+
+
+def chance(weights: Matrix, settings: Settings) -> float:
+    """Is there more of groups than the same weights would have if they were dealt to the pairs at random?
+
+    A permutation test of `modularity`. Models that are more or less alike to all others do not make it large, and make
+    the test a cautious one. Pairs of alike models are no groups in its eyes: such pairs are in every matrix.
+
+    Returns:
+        p, the share of matrices with as large a one, this one among them.
+    """
+    n = len(weights)
+    i, j = np.triu_indices(n, k=1)
+    random = np.random.default_rng(derive_seed(settings.seed, "clusters shuffles"))
+    found = modularity(weights)
+    as_large = 1
+    for _ in range(settings.shuffles):
+        shuffled = np.zeros((n, n))
+        shuffled[i, j] = random.permutation(weights[i, j])
+        as_large += modularity(shuffled + shuffled.T) >= found - 1e-9 * weights.max()
+    return as_large / (1 + settings.shuffles)
+
+
+def modularity(weights: Matrix) -> float:
+    """The largest eigenvalue of W - d d' / sum(d), d the row sums (Newman 2006), but for that of the vector of ones.
+
+    Groups make it large.
+    """
+    degrees, last = weights.sum(axis=1), len(weights) - 1
+    # The vector of ones has eigenvalue 0, and those of all others are lower by about the missing diagonal.
+    beyond = weights - np.outer(degrees, degrees) / degrees.sum() - degrees.sum() / len(weights)
+    return float(linalg.eigh(beyond, eigvals_only=True, subset_by_index=(last, last))[0])
 
 
 def embedding(vectors: Matrix, k: int) -> Matrix:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
+from scipy.linalg import null_space
 from sklearn.cluster import SpectralClustering
 from sklearn.manifold import spectral_embedding
 from sklearn.metrics import adjusted_rand_score
@@ -86,6 +87,48 @@ def test_clusters_that_are_not_there_are_known_to_be_unsure():
     assert c.clusters((noise + noise.T) / 2, replace(FEW, k=6)).stability.mean() < 0.9
 
 
+def noise(n, seed, level=0.0):
+    """Pairs that differ by chance alone, and models that are more or less alike to all others."""
+    random = np.random.default_rng(seed)
+    matrix, own = np.triu(random.normal(3, 0.3, (n, n)), 1), random.normal(0, level, n)
+    return matrix + matrix.T + own + own[:, None]
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 4, 4), (20, 15, 10)])
+def test_groups_that_are_there_are_told_from_chance(sizes):
+    matrix, _ = blocks(sizes)
+    found = c.clusters(matrix, FEW)
+    assert found.p_value == 0.01
+    assert not any("chance" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("n", [8, 25])
+def test_groups_of_noise_are_called_chance_as_often_as_p_says(n):
+    p_values = np.array([c.chance(c.affinity(noise(n, seed)), replace(FEW, seed=1000 + seed)) for seed in range(100)])
+    for level in (0.05, 0.25, 0.5):
+        # Binomial: with 100 matrices more than 3.5 standard deviations off would be an accident of one in 2,000.
+        assert np.mean(p_values <= level) == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 100))
+    assert min(c.chance(c.affinity(noise(n, seed, level=0.5)), FEW) for seed in range(20)) > 0.05
+
+
+def test_noise_on_which_k_means_agrees_is_called_chance():
+    """That runs agree says nothing of that."""
+    found = [c.clusters(noise(40, seed), c.Settings(k=2, most=2, runs=10, seed=1000 + seed)) for seed in range(6)]
+    assert sum(each.stability.min() == 1.0 for each in found) >= 2
+    for each in found:
+        assert any("may be chance" in note for note in each.notes) == (each.p_value > 0.05)
+    assert sum(each.p_value > 0.05 for each in found) >= 4
+
+
+@pytest.mark.parametrize("n", [3, 4, 17])
+def test_modularity_is_the_largest_eigenvalue_beside_the_vector_of_ones(n):
+    weights = c.affinity(noise(n, n))
+    degrees = weights.sum(axis=1)
+    beyond = weights - np.outer(degrees, degrees) / degrees.sum()
+    others = null_space(np.ones((1, n)))
+    assert c.modularity(weights) == pytest.approx(np.linalg.eigvalsh(others.T @ beyond @ others).max(), abs=1e-9)
+
+
 @given(st.data())
 def test_stability_equals_counting_one_by_one(data):
     n = data.draw(st.integers(2, 7))
@@ -158,6 +201,7 @@ def test_where_all_are_equally_alike_there_is_one_cluster(value):
         found = c.clusters(np.full((6, 6), value), replace(FEW, k=k))
         assert found.labels.tolist() == [1] * 6
         assert any("nothing to tell clusters by" in note for note in found.notes)
+        assert np.isnan(found.p_value)
         assert found.tree.shape == (5, 4)
 
 
