@@ -163,8 +163,8 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
     p_value = chance(weights, settings)
     if p_value > _SIGNIFICANT:
         notes.append(
-            f"these groups may be chance: where the same similarities are dealt to the pairs at random, {p_value:.0%} of "
-            "matrices have groups as clear (the stability is of k-means alone)"
+            "these groups may be chance: where the same similarities are dealt to the pairs at random, "
+            f"{p_value:.0%} of matrices have groups as clear (the stability is of k-means alone)"
         )
     coassignment = coassignments(embedding(vectors, k), k, settings)
     labels = consensus(coassignment, k)

@@ -180,7 +180,8 @@ def importance(
     n_same, same_mean, n_different, different_mean = _means(similarity, coded)
     difference = same_mean - different_mean
     low, high = bootstrap_difference(similarity, coded, settings)
-    if rare := [columns[c] for c in np.flatnonzero(np.isfinite(difference) & np.isnan(low))]:
+    without = np.isfinite(difference) & np.isnan(low)
+    if rare := [name for name, has_none in zip(columns, without, strict=True) if has_none]:
         notes.append(
             f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, so same minus "
             f"different has no interval: {', '.join(rare)}"

@@ -139,8 +139,8 @@ def _show(summary: dict[str, Any]) -> None:
     for path in summary["files"]:
         line(path)
     if found := summary.get("importance"):
-        first = found["ranking"][:3]
-        line(f"importance: {', '.join(first)} {'come' if len(first) > 1 else 'comes'} first" if first else "importance: 0 of each")
+        first = ", ".join(found["ranking"][:3])
+        line(f"importance: {first} first" if first else "importance: 0 of each")
         in_sample, one, both = (_decimal(found[key]) for key in ("r2_in_sample", "r2_held_out", "r2_both_held_out"))
         line(f"            R2 {in_sample} in sample, {one} with one model or both held out, {both} with both")
     if found := summary.get("clusters"):

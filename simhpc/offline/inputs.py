@@ -238,7 +238,7 @@ def of_models(table: NamedTable, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def keep_given(inputs: Inputs, out: RunDir) -> None:
-    """Put what `--components` gave into `analysis/components_given.csv`, so that a report knows it; else remove that."""
+    """Put what `--components` gave into `analysis/components_given.csv`, for the report; else remove that file."""
     path = out.analysis("components_given.csv")
     if inputs.is_table_given and inputs.components:
         write_csv(path, ["Model name", *inputs.columns], ([name, *row] for name, row in inputs.components.items()))

@@ -1,7 +1,7 @@
 """The report of a run: gathers what there is, and writes one HTML file (docs/analyses.md, "The report"). Offline.
 
-An analysis is shown if its JSON file is of the matrix and the components that are shown; its section says so where it is
-not. A new analysis appears without a change here; `simhpc.report.page.about` has what it is called.
+An analysis is shown if its JSON file is of the matrix and the components that are shown; its section says so where it
+is not. A new analysis appears without a change here; `simhpc.report.page.about` has what it is called.
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def test_halves_share_no_image_and_correlate_as_scipy_says(n):
     for name, function in (("pearson", pearsonr), ("spearman", spearmanr)):
         slow = [function(a, b)[0] for a, b in zip(one.astype(float), two.astype(float), strict=True)]
         assert found[name].mean == pytest.approx(np.mean(slow), abs=1e-6)
-        assert [found[name].splits_low, found[name].splits_high] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=1e-6)
+        assert [found[name].splits_low, found[name].splits_high] == pytest.approx(
+            np.quantile(slow, [0.025, 0.975]), abs=1e-6
+        )
         assert found[name].whole == pytest.approx(2 * np.mean(slow) / (1 + np.mean(slow)), abs=1e-6)
 
 
