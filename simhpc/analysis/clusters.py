@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 from scipy.cluster import hierarchy
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
@@ -160,11 +159,11 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         notes.append(f"the models fall into {n_parts} parts with no similarity above 0 between them")
         if n_parts > k:
             notes.append(f"that is more than {k} clusters: which parts share one is arbitrary; see the stability")
-    p_value = chance(weights, settings)
+    p_value = chance(known, settings)
     if p_value > _SIGNIFICANT:
         notes.append(
-            "these groups may be chance: where the same similarities are dealt to the pairs at random, "
-            f"{p_value:.0%} of matrices have groups as clear (the stability is of k-means alone)"
+            f"these groups may be chance (p = {p_value:.2g}): models that are alike to a third are hardly more alike "
+            "than if the similarities were dealt to the pairs at random; the stability is of k-means alone"
         )
     coassignment = coassignments(embedding(vectors, k), k, settings)
     labels = consensus(coassignment, k)
@@ -222,36 +221,48 @@ def spectrum(weights: Matrix) -> tuple[Matrix, Matrix]:
     return values[::-1], vectors[:, ::-1]
 
 
-def chance(weights: Matrix, settings: Settings) -> float:
-    """Is there more of groups than the same weights would have if they were dealt to the pairs at random?
+def chance(similarity: Matrix, settings: Settings) -> float:
+    """Are there groups at all? A permutation test of `transitivity`.
 
-    A permutation test of `modularity`. Models that are more or less alike to all others do not make it large, and make
-    the test a cautious one. Pairs of alike models are no groups in its eyes: such pairs are in every matrix.
+    What is dealt to the pairs at random is what `without_levels` leaves of their similarities, so that models which are
+    more or less alike to all others are no groups. Nor is a pair of alike models: such pairs are in every matrix.
+
+    Args:
+        similarity: (N, N), symmetric, N >= 3; the diagonal is not used.
 
     Returns:
-        p, the share of matrices with as large a one, this one among them.
+        p, the share of matrices that are as transitive, this one among them.
     """
-    n = len(weights)
-    i, j = np.triu_indices(n, k=1)
+    left = without_levels(similarity)
+    i, j = np.triu_indices(len(left), k=1)
     random = np.random.default_rng(derive_seed(settings.seed, "clusters shuffles"))
-    found = modularity(weights)
-    as_large = 1
+    found, as_large = transitivity(left), 1
     for _ in range(settings.shuffles):
-        shuffled = np.zeros((n, n))
-        shuffled[i, j] = random.permutation(weights[i, j])
-        as_large += modularity(shuffled + shuffled.T) >= found - 1e-9 * weights.max()
+        shuffled = np.zeros_like(left)
+        shuffled[i, j] = random.permutation(left[i, j])
+        as_large += transitivity(without_levels(shuffled + shuffled.T)) >= found - 1e-9
     return as_large / (1 + settings.shuffles)
 
 
-def modularity(weights: Matrix) -> float:
-    """The largest eigenvalue of W - d d' / sum(d), d the row sums (Newman 2006), but for that of the vector of ones.
+def without_levels(similarity: Matrix) -> Matrix:
+    """What is left of each pair once a constant and a level of either model are fitted by least squares; diagonal 0."""
+    n = len(similarity)
+    own = similarity.copy()
+    np.fill_diagonal(own, 0.0)
+    mean = own.sum() / (n * (n - 1))
+    level = (own.sum(axis=1) - (n - 1) * mean) / (n - 2)
+    left: Matrix = own - mean - (level + level[:, None])
+    np.fill_diagonal(left, 0.0)
+    return left
 
-    Groups make it large.
+
+def transitivity(left: Matrix) -> float:
+    """Are models that are alike to a third also alike to each other? The sum of R_ij R_jk R_ki over all i, j and k.
+
+    In units of the length of R, cubed; 0 where R is but rounding.
     """
-    degrees, last = weights.sum(axis=1), len(weights) - 1
-    # The vector of ones has eigenvalue 0, and those of all others are lower by about the missing diagonal.
-    beyond = weights - np.outer(degrees, degrees) / degrees.sum() - degrees.sum() / len(weights)
-    return float(linalg.eigh(beyond, eigvals_only=True, subset_by_index=(last, last))[0])
+    length = float(np.linalg.norm(left))
+    return float(((left @ left) * left).sum()) / length**3 if length > 1e-9 * len(left) else 0.0
 
 
 def embedding(vectors: Matrix, k: int) -> Matrix:

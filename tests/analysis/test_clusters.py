@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
-from scipy.linalg import null_space
 from sklearn.cluster import SpectralClustering
 from sklearn.manifold import spectral_embedding
 from sklearn.metrics import adjusted_rand_score
@@ -94,21 +93,29 @@ def noise(n, seed, level=0.0):
     return matrix + matrix.T + own + own[:, None]
 
 
-@pytest.mark.parametrize("sizes", [(6, 6), (5, 4, 4), (20, 15, 10)])
-def test_groups_that_are_there_are_told_from_chance(sizes):
-    matrix, _ = blocks(sizes)
-    found = c.clusters(matrix, FEW)
-    assert found.p_value == 0.01
-    assert not any("chance" in note for note in found.notes)
+@pytest.mark.parametrize(
+    ("sizes", "inside", "outside"),
+    [
+        ((6, 6), 3.5, 1.5),
+        ((5, 4, 4), 3.5, 1.5),
+        ((20, 15, 10), 3.2, 2.8),
+        (12 * (5,), 3.0, 2.5),
+        ((5, 4, 3), 1.0, -1.0),
+    ],
+)
+def test_groups_that_are_there_are_told_from_chance(sizes, inside, outside):
+    matrix, _ = blocks(sizes, inside, outside)
+    level = np.random.default_rng(1).normal(0, 0.5, len(matrix))
+    assert c.chance(matrix, FEW) == c.chance(matrix + level + level[:, None], FEW) == 0.01
 
 
 @pytest.mark.parametrize("n", [8, 25])
-def test_groups_of_noise_are_called_chance_as_often_as_p_says(n):
-    p_values = np.array([c.chance(c.affinity(noise(n, seed)), replace(FEW, seed=1000 + seed)) for seed in range(100)])
-    for level in (0.05, 0.25, 0.5):
-        # Binomial: with 100 matrices more than 3.5 standard deviations off would be an accident of one in 2,000.
-        assert np.mean(p_values <= level) == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 100))
-    assert min(c.chance(c.affinity(noise(n, seed, level=0.5)), FEW) for seed in range(20)) > 0.05
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_groups_of_noise_are_called_chance_as_often_as_p_says(n, level):
+    p_values = np.array([c.chance(noise(n, seed, level), replace(FEW, seed=1000 + seed)) for seed in range(200)])
+    for share in (0.05, 0.25, 0.5):
+        # More than 3.5 standard deviations of the binomial off would be an accident of one in 2,000.
+        assert np.mean(p_values <= share) == pytest.approx(share, abs=3.5 * np.sqrt(share * (1 - share) / 200))
 
 
 def test_noise_on_which_k_means_agrees_is_called_chance():
@@ -120,13 +127,19 @@ def test_noise_on_which_k_means_agrees_is_called_chance():
     assert sum(each.p_value > 0.05 for each in found) >= 4
 
 
-@pytest.mark.parametrize("n", [3, 4, 17])
-def test_modularity_is_the_largest_eigenvalue_beside_the_vector_of_ones(n):
-    weights = c.affinity(noise(n, n))
-    degrees = weights.sum(axis=1)
-    beyond = weights - np.outer(degrees, degrees) / degrees.sum()
-    others = null_space(np.ones((1, n)))
-    assert c.modularity(weights) == pytest.approx(np.linalg.eigvalsh(others.T @ beyond @ others).max(), abs=1e-9)
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_levels_are_those_of_least_squares_and_triples_are_counted(n):
+    matrix = noise(n, n, level=0.5)
+    pairs = list(itertools.combinations(range(n), 2))
+    design = np.array([[1.0, *((m == a) + (m == b) for m in range(n))] for a, b in pairs])
+    target = np.array([matrix[pair] for pair in pairs])
+    residuals = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    left = c.without_levels(matrix)
+    np.testing.assert_allclose([left[pair] for pair in pairs], residuals, atol=1e-12)
+    assert (left == left.T).all()
+    triples = sum(left[i, j] * left[j, k] * left[k, i] for i, j, k in itertools.product(range(n), repeat=3))
+    length = np.sqrt((left**2).sum())
+    assert c.transitivity(left) == pytest.approx(triples / length**3 if n > 3 else 0.0)
 
 
 @given(st.data())
