@@ -109,13 +109,13 @@ def test_groups_that_are_there_are_told_from_chance(sizes, inside, outside):
     assert c.chance(matrix, FEW) == c.chance(matrix + level + level[:, None], FEW) == 0.01
 
 
-@pytest.mark.parametrize("n", [8, 25])
+@pytest.mark.parametrize("n", [8, 20])
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_groups_of_noise_are_called_chance_as_often_as_p_says(n, level):
-    p_values = np.array([c.chance(noise(n, seed, level), replace(FEW, seed=1000 + seed)) for seed in range(200)])
+    p_values = np.array([c.chance(noise(n, seed, level), replace(FEW, seed=1000 + seed)) for seed in range(150)])
     for share in (0.05, 0.25, 0.5):
         # More than 3.5 standard deviations of the binomial off would be an accident of one in 2,000.
-        assert np.mean(p_values <= share) == pytest.approx(share, abs=3.5 * np.sqrt(share * (1 - share) / 200))
+        assert np.mean(p_values <= share) == pytest.approx(share, abs=3.5 * np.sqrt(share * (1 - share) / 150))
 
 
 def test_noise_on_which_k_means_agrees_is_called_chance():
@@ -136,7 +136,7 @@ def test_levels_are_those_of_least_squares_and_triples_are_counted(n):
     residuals = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
     left = c.without_levels(matrix)
     np.testing.assert_allclose([left[pair] for pair in pairs], residuals, atol=1e-12)
-    assert (left == left.T).all()
+    np.testing.assert_allclose(left, left.T, atol=1e-12)
     triples = sum(left[i, j] * left[j, k] * left[k, i] for i, j, k in itertools.product(range(n), repeat=3))
     length = np.sqrt((left**2).sum())
     assert c.transitivity(left) == pytest.approx(triples / length**3 if n > 3 else 0.0)
