@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
-from simhpc.zoo.patches import project_patches
+from simhpc.zoo.stems import is_stem, make_stems
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
 
@@ -43,23 +44,14 @@ class Fast:
 
 
 def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
-    """Fold batch norms, merge branches, make patch embeddings products, choose a memory format; where that is exact.
+    """Fold batch norms, merge branches, drop what is not used, choose a memory format; where that is exact.
 
     Args:
         classifier: on the CPU; not to be used afterwards, its weights may be in the result.
         pixels: float32 (B, 3, H, W) in [0, 1], two images that it will be shown: more take time, and one alone may
             get wrong gradients from torch (see `folding`).
     """
-    done, left_out = [], []
-    model, rewritten, problem = classifier.model, "", ""
-    for rewrite in _rewritings(model):
-        model, rewritten, problem = _rewritten(classifier, pixels, rewrite)
-        if rewritten:
-            break
-        if problem:
-            left_out.append(problem)
-    if rewritten:
-        done.append(rewritten)
+    model, done, left_out = _rewritten(classifier, pixels)
     fast = PixelClassifier(
         model, classifier.data, fits_inside=classifier.fits_inside, in_bfloat16=classifier.in_bfloat16
     )
@@ -94,46 +86,88 @@ def as_attacked(model: nn.Module, inputs: Tensor) -> nn.Module:
         model: float32, frozen; may be on the meta device, as nothing is compared. Not to be used afterwards.
         inputs: float32 (B, 3, S, S), normalised, on the model's device.
     """
-    for rewrite in _rewritings(model):
-        rewritten, what = rewrite(model.double(), inputs.double())
-        if what:
-            return rewritten.float()
+    model, inputs = model.double(), inputs.double()
+    for alternatives in _rewritings(model):
+        for rewrite in alternatives:
+            rewritten, what = rewrite(model, inputs)
+            if what:
+                model = rewritten
+                break
     return model.float()
 
 
-def _rewritings(model: nn.Module) -> list[_Rewriting]:
-    """Those worth a try. What does most comes first; one that is not exact gives way to the next."""
-    found: list[_Rewriting] = []
+def _rewritings(model: nn.Module) -> list[list[_Rewriting]]:
+    """Those worth a try, one after the other. Of alternatives the first that is exact is taken."""
+    found: list[list[_Rewriting]] = []
     if any(map(has_unused_tokens, model.modules())):
-        found.append(_drop_tokens_and_so_on)
-    if _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
-        found.append(_project_and_fold)
-    if _is_reparameterisable(model):
-        found.append(_merge_and_fold)
+        found.append([_drop_tokens])
+    norms: list[_Rewriting] = [_merge_and_fold] if _is_reparameterisable(model) else []
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        found += [_fold, _affine]
+        norms += [_fold, _affine]
+    if norms:
+        found.append(norms)
+    # Merging may make a stem of several branches.
+    if any(map(is_stem, model.modules())) or _is_reparameterisable(model):
+        found.append([_stems])
     return found
 
 
-def _rewritten(classifier: PixelClassifier, pixels: Tensor, rewrite: _Rewriting) -> tuple[nn.Module, str, str]:
-    """The model after a rewriting, with what was done; or as it was, with the reason if anything was tried."""
+def _rewritten(classifier: PixelClassifier, pixels: Tensor) -> tuple[nn.Module, list[str], list[str]]:
+    """The model after all rewritings that are exact, with what was done, and what was not with the reason."""
+    done: list[str] = []
+    left_out: list[str] = []
+    rewritings = _rewritings(classifier.model)
+    if not rewritings:
+        return classifier.model, done, left_out
     try:
-        before = PixelClassifier(copy.deepcopy(classifier.model), classifier.data, fits_inside=classifier.fits_inside)
-        before, exact = before.double(), pixels.double()
-        expected = _answer(before, exact)
-        model, what = rewrite(before.model, before.normalised(exact))
+        exact = PixelClassifier(copy.deepcopy(classifier.model), classifier.data, fits_inside=classifier.fits_inside)
+        exact, pixels = exact.double(), pixels.double()
+        inputs, expected = exact.normalised(pixels), _answer(exact, pixels)
+    except Exception as error:
+        return classifier.model, done, [f"double precision: {_first_line(error)}"]
+    for alternatives in rewritings:
+        for rewrite in alternatives:
+            model, what, problem = _tried(exact, pixels, inputs, expected, rewrite)
+            if problem:
+                left_out.append(problem)
+            elif what:
+                exact.model = model
+                done.append(what)
+                break
+    return exact.model.float() if done else classifier.model, done, left_out
+
+
+def _tried(
+    exact: PixelClassifier, pixels: Tensor, inputs: Tensor, expected: tuple[Tensor, Tensor], rewrite: _Rewriting
+) -> tuple[nn.Module, str, str]:
+    """A rewritten copy of the model with what was done; or a reason why not, if anything was tried."""
+    try:
+        model, what = rewrite(_copy(exact.model), inputs)
         if not what:
-            return classifier.model, "", ""
-        before.model = model
-        found = _answer(before, exact)
+            return exact.model, "", ""
+        rewritten = PixelClassifier(model, exact.data, fits_inside=exact.fits_inside).double()
+        found = _answer(rewritten, pixels)
         off = [_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
     except Exception as error:
-        return classifier.model, "", f"{getattr(rewrite, '__name__', '').strip('_')}: {_first_line(error)}"
+        return exact.model, "", f"{getattr(rewrite, '__name__', '').strip('_')}: {_first_line(error)}"
     # Each for itself: the larger one of 0 and NaN is 0.
     if not all(error <= _TOLERANCE for error in off):
         shown = " and ".join(f"{error:.1g}" for error in off)
-        return classifier.model, "", f"{what}: not exact, relative error of logits and gradient {shown}"
-    return model.float(), what, ""
+        return exact.model, "", f"{what}: not exact, relative error of logits and gradient {shown}"
+    return model, what, ""
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A model of its own with the same numbers in memory: weights may be replaced in it, but not changed."""
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.data, requires_grad=False) for parameter in model.parameters()
+    }
+    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def _drop_tokens(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
+    return model, "last block for the tokens in use" if drop_unused_tokens(model) else ""
 
 
 def _merge_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
@@ -141,18 +175,6 @@ def _merge_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
     merged = timm.utils.reparameterize_model(model.float()).double().requires_grad_(False)
     norms = _fold(merged, inputs)[1]
     return merged, "merged branches" + (f", {norms}" if norms else "")
-
-
-def _drop_tokens_and_so_on(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
-    drop_unused_tokens(model)
-    is_transformer = _n_convolutions(model) <= _MOST_CONVOLUTIONS_OF_A_TRANSFORMER
-    what = (_project_and_fold if is_transformer else _fold)(model, inputs)[1]
-    return model, "last block for the tokens in use" + (f", {what}" if what else "")
-
-
-def _project_and_fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
-    n_projections, norms = project_patches(model), _fold(model, inputs)[1]
-    return model, ", ".join(word for word in ("patch embedding as a product" if n_projections else "", norms) if word)
 
 
 def _fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
@@ -163,6 +185,10 @@ def _fold(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
 def _affine(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
     n_affine = affine_batch_norms(model)
     return model, f"{n_affine} batch norm(s) as affine maps" if n_affine else ""
+
+
+def _stems(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
+    return model, "stem's gradient as a convolution" if make_stems(model) else ""
 
 
 def _n_convolutions(model: nn.Module) -> int:

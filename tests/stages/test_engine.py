@@ -186,8 +186,8 @@ def test_precision_is_a_setting_of_the_study_and_recorded(finished, tmp_path, pr
 def test_what_was_done_to_a_model_is_recorded(finished):
     engines = {key: adversarial.header(finished.dir.adversarial(key)).provenance.engine for key in ("cnn", "vit")}
     assert engines == {
-        "cnn": "folded 13 of 13 batch norms; channels_last",
-        "vit": "last block for the tokens in use, patch embedding as a product",
+        "cnn": "folded 13 of 13 batch norms; stem's gradient as a convolution; channels_last",
+        "vit": "last block for the tokens in use; stem's gradient as a convolution",
     }
 
 
@@ -336,4 +336,4 @@ def test_one_image_is_enough_to_make_a_model_faster(tmp_path):
     run = prepare(load_study(write_study(tmp_path / "study.toml", raw)), tmp_path / "run")
     chosen = image_set.load(run.dir.images)
     victim = runtime.load_fast(run, run.study.model("levit"), chosen, torch.device("cpu"))
-    assert victim.engine == "merged branches; channels_last"
+    assert victim.engine == "merged branches; stem's gradient as a convolution; channels_last"

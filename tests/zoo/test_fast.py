@@ -9,6 +9,7 @@ from zoo.norms import with_statistics
 
 from simhpc.study import DataConfig
 from simhpc.zoo import fast as fast_module
+from simhpc.zoo import stems
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.timm_import import timm
@@ -28,15 +29,16 @@ def answers(classifier, pixels):
     return logits.detach(), torch.autograd.grad(loss, variable)[0]
 
 
+STEM = "stem's gradient as a convolution"
 # What was done to each, at 64 pixels.
 KINDS = {
-    "resnet10t": "folded 14 of 14 batch norms; channels_last",
-    "test_efficientnet": "folded 13 of 13 batch norms; channels_last",
-    "densenet121": "folded 59 of 121 batch norms; channels_last",
-    "resnetv2_50d_gn": "channels_last",
-    "convnext_atto": "channels_last",
-    "repvit_m0_9": "merged branches; channels_last",
-    "test_vit": "last block for the tokens in use, patch embedding as a product",
+    "resnet10t": f"folded 14 of 14 batch norms; {STEM}; channels_last",
+    "test_efficientnet": f"folded 13 of 13 batch norms; {STEM}; channels_last",
+    "densenet121": f"folded 59 of 121 batch norms; {STEM}; channels_last",
+    "resnetv2_50d_gn": f"{STEM}; channels_last",
+    "convnext_atto": f"{STEM}; channels_last",
+    "repvit_m0_9": f"merged branches; {STEM}; channels_last",
+    "test_vit": f"last block for the tokens in use; {STEM}",
 }
 
 
@@ -83,6 +85,32 @@ def test_what_is_not_exact_is_found_out_and_left_out():
     assert fast.done == ("1 batch norm(s) as affine maps", "channels_last")
     for ours, expected in zip(answers(fast.classifier, pixels), (logits, gradient), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def test_one_rewriting_that_is_not_exact_leaves_the_others():
+    torch.manual_seed(0)
+    model = Skip()
+    model.conv = nn.Conv2d(3, 4, 3, stride=2)
+    classifier = classifier_of(model)
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = answers(classifier, pixels)
+    fast = make_fast(classifier, pixels)
+    assert len(fast.left_out) == 1
+    assert fast.done == ("1 batch norm(s) as affine maps", STEM, "channels_last")
+    for ours, theirs in zip(answers(fast.classifier, pixels), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_stem_that_is_not_exact_is_left_out(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(10))
+    model(torch.rand(1, 3, 64, 64).repeat(2, 1, 1, 1))
+    monkeypatch.setattr(stems, "_filters", lambda *_: torch.ones(12, 4, 2, 2, dtype=torch.float64))
+    fast = make_fast(classifier_of(model), torch.rand(2, 3, 64, 64))
+    assert fast.done == ("folded 1 of 1 batch norms",)
+    (reason,) = fast.left_out
+    assert reason.startswith(f"{STEM}: not exact, relative error of logits and gradient ")
+    assert type(fast.classifier.model[0]) is nn.Conv2d
 
 
 def test_a_model_that_cannot_be_laid_out_otherwise_stays_as_it_is():

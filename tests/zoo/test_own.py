@@ -300,7 +300,7 @@ def test_what_cannot_be_rewritten_stays_as_it_is(tmp_path, write):
     fast = make_fast(load(model, tmp_path).classifier, pixels)
     with torch.no_grad():
         torch.testing.assert_close(fast.classifier(pixels), plain(pixels))
-    assert "fold: single precision only" in fast.left_out
+    assert "double precision: single precision only" in fast.left_out
     lower = build.load(model, num_classes=10, trained=tmp_path, in_bfloat16=True)
     fast = make_fast(lower.classifier, pixels)
     assert any(reason.startswith("weights cast once: ") for reason in fast.left_out)

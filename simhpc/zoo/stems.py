@@ -1,0 +1,111 @@
+"""The convolution that looks at the pixels, with an input gradient that is fast as well.
+
+Torch's kernels compute the input gradient of a strided convolution of three channels in three of the lanes that they
+fill. Here it is a convolution with stride 1 and many channels, as sub-pixel convolutions are (Shi et al. 2016, arXiv
+1609.07009): each of the s x s positions that a pixel can have within a stride is seen by taps of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_MOST_CHANNELS = 4
+"""Of pixels. With more, the taps of 0 that fill up the filters cost more than is gained."""
+
+
+class Stem(nn.Module):
+    """A strided convolution (B, C, H, W) to (B, K, H', W') of which only the input has a gradient.
+
+    Args:
+        convolution: frozen.
+    """
+
+    filters: Tensor
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        self.convolution = convolution
+        rows, columns = zip(convolution.kernel_size, convolution.stride, convolution.padding, strict=True)
+        self.reach = (_reach(*rows), _reach(*columns))
+        self.register_buffer("filters", _filters(convolution, *self.reach))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = _StemFunction.apply(x, self)  # type: ignore[no-untyped-call]
+        return made
+
+    def input_gradient(self, arriving: Tensor, shape: torch.Size) -> Tensor:
+        """(B, K, H', W') to the gradient of an input of this shape, (B, C, H, W)."""
+        batch, channels, *sides = shape
+        rows, columns = self.convolution.stride
+        cells = [-(-side // stride) for side, stride in zip(sides, (rows, columns), strict=True)]
+        # What the filters need on either side differs. Padding is alike on both; what is made too much is cut off.
+        padding = [
+            max(last, n - first - made, 0)
+            for n, made, (first, last) in zip(cells, arriving.shape[2:], self.reach, strict=True)
+        ]
+        spread = functional.conv2d(arriving, self.filters.to(arriving.dtype), padding=padding).permute(0, 2, 3, 1)
+        top, left = (n - last for n, (_, last) in zip(padding, self.reach, strict=True))
+        spread = spread[:, top : top + cells[0], left : left + cells[1]]
+        spread = spread.reshape(batch, cells[0], cells[1], rows, columns, channels).transpose(2, 3)
+        pixels = spread.reshape(batch, cells[0] * rows, cells[1] * columns, channels).permute(0, 3, 1, 2)
+        return pixels[:, :, : sides[0], : sides[1]]
+
+
+def make_stems(model: nn.Module) -> int:
+    """Make every such convolution of pixels a `Stem`, in place; how many there were."""
+    found = {name: module for name, module in model.named_modules() if is_stem(module)}
+    for name, convolution in found.items():
+        model.set_submodule(name, Stem(convolution))
+    return len(found)
+
+
+def is_stem(module: Any) -> bool:
+    """Whether this very module is a strided convolution of pixels that `Stem` can do."""
+    return (
+        type(module) is nn.Conv2d
+        and module.in_channels <= _MOST_CHANNELS
+        and max(module.stride) > 1
+        and module.groups == 1
+        and module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and all(padding < kernel for padding, kernel in zip(module.padding, module.kernel_size, strict=True))
+    )
+
+
+class _StemFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stem: Stem) -> Tensor:
+        ctx.stem, ctx.shape, ctx.dtype = stem, x.shape, x.dtype
+        made: Tensor = stem.convolution(x)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None]:
+        gradient: Tensor = ctx.stem.input_gradient(arriving[0], ctx.shape).to(ctx.dtype)
+        return gradient, None
+
+
+def _reach(kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """First and last d such that output q - d sees a pixel of cell q, which are q * stride and those that follow."""
+    return math.ceil((1 - stride - padding) / stride), (kernel - 1 - padding) // stride
+
+
+def _filters(convolution: Any, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """(stride * stride * C, K, n, m): for each position in a cell, in rows, and channel the taps that see it."""
+    weight: Tensor = convolution.weight.detach()
+    out_channels, channels, *kernel = weight.shape
+    stride, padding = convolution.stride, convolution.padding
+    shape = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
+    filters = weight.new_zeros(*stride, channels, out_channels, *shape)
+    for a, b, i, j in itertools.product(*map(range, (*stride, *shape))):
+        y, x = stride[0] * (rows[1] - i) + a + padding[0], stride[1] * (columns[1] - j) + b + padding[1]
+        if 0 <= y < kernel[0] and 0 <= x < kernel[1]:
+            filters[a, b, :, :, i, j] = weight[:, :, y, x].T
+    return filters.flatten(0, 2)
