@@ -228,7 +228,7 @@ def _read_table(path: Path, names: Sequence[str]) -> tuple[NamedTable, list[str]
     lacking = table.lacks(names)
     if not lacking:
         return table, []
-    problem = f"{path} has no row for {lacking}: what needs components is done without"
+    problem = f"{path} has no row for {lacking}: what needs components is done without them"
     return (table if any(name in table.rows for name in names) else NamedTable([], {})), [problem]
 
 
