@@ -15,7 +15,7 @@ from report.synthetic import EPS, synthetic_run
 from simhpc.errors import MissingInputError
 from simhpc.offline import analyze
 from simhpc.offline import report as stage
-from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run, keep_given
 from simhpc.report.page import document
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages import aggregate
@@ -181,15 +181,13 @@ def test_analyses_of_another_matrix_are_not_shown(tmp_path):
 
 def test_an_analysis_of_other_components_is_not_shown(tmp_path):
     run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
-    analyzed(run)
+    analyzed(run, ["importance"])
+    assert "importance" in sections(page_of(run)[0])
     table = run.dir.analysis("components.csv")
     table.write_text(table.read_text().replace(",BN,", ",GN,"))
     made, page = page_of(run)
-    for name in ("importance", "clusters"):
-        assert made["sections"][name].startswith("Out of date: with other components of the models than now.")
-        assert page.facts(name) == {}
-    analyzed(run)
-    assert {"importance", "clusters"} <= sections(page_of(run)[0])
+    assert made["sections"]["importance"].startswith("Out of date: with other components of the models than now.")
+    assert page.facts("importance") == {}
 
 
 def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
@@ -210,8 +208,9 @@ def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
             lambda: stage.write_of_files(matrix, elsewhere.root, elsewhere.report),
         ),
     ):
-        analyze.analyze(inputs_of(given), where, fast, lambda _: None)
-        assert {"importance", "clusters"} <= sections(made_of())
+        keep_given(inputs_of(given), where)
+        analyze.ANALYSES["importance"](inputs_of(given), where, fast)
+        assert "importance" in sections(made_of())
         page = Page(where.report.read_text(encoding="utf-8"))
         assert [model["family"] for model in json.loads(page.one("script", id="data").text)["models"]] == 3 * [
             "old",
@@ -222,14 +221,9 @@ def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
         assert "components.csv" not in had
         assert "somebody" not in where.analysis("components_given.csv").read_text()
         # Without it, what it was needed for is no longer of what is shown.
-        analyze.ANALYSES["clusters"](inputs_of(None), where, fast)
-        where.analysis("components_given.csv").unlink()
-        shown = made_of()
-        assert "clusters" in sections(shown)
-        assert shown["sections"]["importance"].startswith("Out of date: with other components")
-        analyze.analyze(inputs_of(given), where, fast, lambda _: None)
-        analyze.analyze(inputs_of(None), where, fast, lambda _: None)
+        keep_given(inputs_of(None), where)
         assert not where.analysis("components_given.csv").exists()
+        assert made_of()["sections"]["importance"].startswith("Out of date: with other components")
 
 
 def test_an_analysis_that_nothing_is_known_of_appears(tmp_path):
