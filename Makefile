@@ -12,7 +12,7 @@ demo: $(VENV)/installed ## the whole study on scanned digits; results in runs/de
 	$(BIN)/simhpc report runs/demo
 
 test: $(VENV)/installed-test ## the tests that take minutes at most
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-browser: $(VENV)/installed-browser ## the report in a real Chromium; as root on Debian it is installed if there is none
 	@command -v chromium >/dev/null || tests/browser/install-chromium.sh

@@ -76,7 +76,7 @@ class Measure:
         std_error: (M, M), over images, NaN unknown; None: not known for any.
         unit: of the value.
         is_similarity: whether alike models have large values; else small ones.
-        n_images: that the values were made from, at most; None: `note` says it.
+        n_images: that the values were made from, at most.
         note: what it was made from, in words.
         reliability: correlation over pairs of the values from two halves of the images (Pearson's, mean over ways to
             halve them), brought to all images by Spearman and Brown's formula: the share of the spread over pairs that
@@ -88,7 +88,7 @@ class Measure:
     std_error: Matrix | None
     unit: str
     is_similarity: bool
-    n_images: int | None
+    n_images: int
     cost: Cost
     note: str = ""
     reliability: float = math.nan

@@ -17,7 +17,7 @@ from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.offline.distillation import analyze_distillation
 from simhpc.offline.ensembles import analyze_ensembles
 from simhpc.offline.found_clusters import clusters_of, options_of
-from simhpc.offline.inputs import Inputs, Outcome, Settings, keep_given, made_from
+from simhpc.offline.inputs import Inputs, Outcome, Settings, keep_components, made_from
 from simhpc.offline.measures import analyze_measures
 from simhpc.offline.reliability import analyze_reliability
 from simhpc.offline.representations import analyze_representations
@@ -48,16 +48,15 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
     n = len(inputs.names)
     if settings.clusters is not None and not 2 <= settings.clusters < max(3, n):
         raise AnalysisError(f"{n} models can be put in 2 to {n - 1} clusters, not in {settings.clusters}")
-    keep_given(inputs, out)
     summary: dict[str, Any] = {"models": n}
-    files, notes, problems = [], [*inputs.notes], [*inputs.problems]
+    files, notes, problems = keep_components(inputs, out), [*inputs.notes], [*inputs.problems]
     for name, function in ANALYSES.items():
-        if name in _NEED_COMPONENTS and not inputs.columns:
+        if name in NEED_COMPONENTS and not inputs.columns:
             notes.append(f"{name}: not done, because it needs components of the models (--components)")
             continue
         if name in _NEED_STUDENTS and (inputs.run is None or not inputs.run.study.distillations):
             continue
-        if name in _NEED_A_RUN and inputs.run is None:
+        if name in NEED_A_RUN and inputs.run is None:
             notes.append(f"{name}: not done, because it needs the predictions of a run, not only its matrix")
             continue
         report(name)
@@ -141,9 +140,9 @@ ANALYSES: dict[str, Callable[[Inputs, RunDir, Settings], Outcome]] = {
 }
 """In the order in which they are done."""
 
-_NEED_COMPONENTS = {"importance"}
+NEED_COMPONENTS = {"importance"}
 _NEED_STUDENTS = {"distillation"}
-_NEED_A_RUN = {"reliability", "ensembles", "measures", "representations"}
+NEED_A_RUN = {"reliability", "ensembles", "measures", "representations"}
 
 
 def _words(inputs: Inputs, found: clustering.Clusters) -> list[clustering.Word]:

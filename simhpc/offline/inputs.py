@@ -55,7 +55,7 @@ class Inputs:
         sat: float64 (N, N), symmetric, NaN unknown.
         columns: names of C components; none if there is no table.
         components: C values of each model that they are known of.
-        is_table_given: whether these are of a table that the user named (`--components`).
+        is_table_given: whether those of a run are of a table that the user named (`--components`).
         notes, problems: what was found wrong with the input; a problem makes the exit code 1.
         run: the finished run that the matrix is of; None for a matrix from elsewhere.
         against: other runs to compare it with.
@@ -199,13 +199,27 @@ def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs
         sat=matrix.values,
         columns=table.columns,
         components=of_models(table, matrix.names),
-        is_table_given=components_csv is not None,
-        notes=[*matrix.notes, *_doubts(matrix.values)],
+        notes=[*matrix.notes, *doubts(matrix.values)],
         problems=problems,
     )
 
 
-def _doubts(sat: NDArray[np.float64]) -> list[str]:
+def keep_components(inputs: Inputs, out: RunDir) -> list[Path]:
+    """Write the components that were given beside the analyses that are made of them: the report has them from there.
+
+    Those of a run do not take the place of what was read from its architectures, or mended by hand. Without
+    components, those of an earlier analysis are removed. Returns what was written.
+    """
+    path = out.analysis("components_given.csv" if inputs.run is not None else "components.csv")
+    is_given = inputs.run is None or inputs.is_table_given
+    if not (is_given and inputs.components):
+        path.unlink(missing_ok=True)
+        return []
+    write_csv(path, ["Model name", *inputs.columns], ([name, *row] for name, row in inputs.components.items()))
+    return [path]
+
+
+def doubts(sat: NDArray[np.float64]) -> list[str]:
     """What makes a matrix from elsewhere look like something else than SAT."""
     notes, is_diagonal = [], np.eye(len(sat), dtype=bool)
     if np.nanmax(sat, initial=-np.inf) > _LARGEST_SAT + 1e-6:
@@ -235,15 +249,6 @@ def _read_table(path: Path, names: Sequence[str]) -> tuple[NamedTable, list[str]
 def of_models(table: NamedTable, names: Sequence[str]) -> dict[str, list[str]]:
     """The rows of these models, in their order."""
     return {name: table.rows[name] for name in names if name in table.rows}
-
-
-def keep_given(inputs: Inputs, out: RunDir) -> None:
-    """Put what `--components` gave into `analysis/components_given.csv`, for the report; else remove that file."""
-    path = out.analysis("components_given.csv")
-    if inputs.is_table_given and inputs.components:
-        write_csv(path, ["Model name", *inputs.columns], ([name, *row] for name, row in inputs.components.items()))
-    else:
-        path.unlink(missing_ok=True)  # of another time
 
 
 def table_of(out: RunDir) -> NamedTable:

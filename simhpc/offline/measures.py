@@ -35,8 +35,9 @@ def analyze_measures(inputs: Inputs, out: RunDir, settings: Settings) -> Outcome
     except (AnalysisError, BadFileError) as error:
         inside = {}
         problems.append(f"gradient cosine and CKA are left out: {error}")
-    for name, (value, std_error, reliability, note) in inside.items():
-        measures.append(Measure(name, value, std_error, "at most 1", True, None, _INSIDE[name], note, reliability))
+    for name, (value, std_error, n_images, reliability, note) in inside.items():
+        cost = _INSIDE[name]
+        measures.append(Measure(name, value, std_error, "at most 1", True, n_images, cost, note, reliability))
     found = measuring.compare(measures, options)
     result = {
         **made_from(inputs),

@@ -18,12 +18,12 @@ import numpy as np
 
 from simhpc.analysis.similarity import fooling_rates, similarity_order
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
-from simhpc.offline.analyze import ANALYSES
+from simhpc.offline.analyze import ANALYSES, NEED_A_RUN, NEED_COMPONENTS
 from simhpc.offline.examples import examples
-from simhpc.offline.inputs import Inputs, made_from, of_models, table_of, without_root
+from simhpc.offline.inputs import Inputs, doubts, made_from, of_models, table_of, without_root
 from simhpc.report.families import families
 from simhpc.report.page import document, summary
-from simhpc.report.page.about import ABOUT, About
+from simhpc.report.page.about import ABOUT, NAMES, About
 from simhpc.report.page.content import Analysis, Content, File, Grouping, ModelRow, Tree
 from simhpc.rundir import Run, RunDir
 from simhpc.store import named_csv, predictions, similarity
@@ -84,6 +84,7 @@ def write(run: Run, path: Path) -> dict[str, Any]:
             files=[file for table in tables if (file := _file(table, run.dir.root))],
         ),
         run.dir,
+        run,
     )
     return _write(content, path)
 
@@ -118,7 +119,7 @@ def write_of_files(similarity_csv: Path, analyses: Path, path: Path) -> dict[str
         confidence=0.0,
         inputs_sha256="",
         problems=[],
-        notes=read.notes,
+        notes=[*read.notes, *doubts(read.values)],
     )
     file = _file(similarity_csv, similarity_csv.parent)
     content = Content(
@@ -130,7 +131,7 @@ def write_of_files(similarity_csv: Path, analyses: Path, path: Path) -> dict[str
         hashes=[],
         files=[file] if file else [],
     )
-    return _write(_content(content, RunDir(analyses)), path)
+    return _write(_content(content, RunDir(analyses), None), path)
 
 
 def _write(content: Content, path: Path) -> dict[str, Any]:
@@ -144,12 +145,16 @@ def _write(content: Content, path: Path) -> dict[str, Any]:
     }
 
 
-def _content(begun: Content, where: RunDir) -> Content:
-    """The same with the analyses that lie in a folder, and what follows from them."""
+def _content(begun: Content, where: RunDir, run: Run | None) -> Content:
+    """The same with the analyses that lie in a folder, and what follows from them.
+
+    Args:
+        run: the finished run that the matrix is of; None for a matrix from elsewhere.
+    """
     matrix, table = begun.matrix, table_of(where)
     inputs = Inputs(begun.title, matrix.models, matrix.sat, table.columns, of_models(table, matrix.models))
     shown = made_from(inputs)
-    found = {name: _analysis(name, where, shown) for name in _names(where)}
+    found = {name: _analysis(name, where, shown, _without(name, run)) for name in _names(where)}
     grouping = None
     if not found["clusters"].absent:
         try:
@@ -186,18 +191,29 @@ def _damaged(name: str) -> str:
     return f"analysis/{name}.json is not what simhpc writes: delete it and make it again."
 
 
-def _analysis(name: str, where: RunDir, shown: Mapping[str, str]) -> Analysis:
+def _without(name: str, run: Run | None) -> str:
+    """What is said where an analysis was not done."""
+    if run is not None:
+        return "Not done. The command simhpc analyze does it, or says why it cannot be done."
+    if name in NEED_A_RUN:
+        return "Not possible: it takes the predictions of a run, not only its matrix."
+    also = " --components TABLE" if name in NEED_COMPONENTS else ""
+    return f"Not done. The command simhpc analyze --similarity MATRIX{also} does it, or says why it cannot be done."
+
+
+def _analysis(name: str, where: RunDir, shown: Mapping[str, str], without: str) -> Analysis:
     """One section.
 
     Args:
         shown: what `made_from` says of what the page shows. A file that says nothing of components knows none.
+        without: what is said if the analysis was not done.
     """
     about, nothing = ABOUT.get(name, About(name)), _nothing(name)
     path = where.analysis(f"{name}.json")
     try:
         result = _without_folders(_read_json(path))
     except FileNotFoundError:
-        return replace(nothing, absent="Not done, or not possible with what is known. The command: simhpc analyze")
+        return replace(nothing, absent=without)
     except BadFileError:
         return replace(nothing, absent=_damaged(name))
     if result.get("similarity_sha256") != shown["similarity_sha256"]:
@@ -209,13 +225,13 @@ def _analysis(name: str, where: RunDir, shown: Mapping[str, str]) -> Analysis:
     svg, png = (_file(where.figure(f"{name}.{suffix}"), where.root) for suffix in ("svg", "png"))
     is_large = svg is not None and png is not None and png.n_bytes < svg.n_bytes > _MOST_SVG_BYTES
     files = [_file(where.analysis(file), where.root) for file in (f"{name}.csv", *about.files)]
-    notes = result.get("notes")
+    notes, names = result.get("notes"), {**NAMES, **about.names}
     return replace(
         nothing,
-        facts=summary.facts(result, about.names),
-        tables=summary.tables(result, about.names),
+        facts=summary.facts(result, names, about.if_null),
+        tables=summary.tables(result, names, about.if_null),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
-        settings=summary.settings(result),
+        settings=summary.settings(result, {**NAMES, **about.settings}, about.if_null),
         figure=None if not about.has_figure else png if is_large or svg is None else svg,
         files=[file for file in files if file],
     )
@@ -283,8 +299,9 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
     facts = [("models", str(n)), ("pairs of different models", f"{known.sum()} known of {len(between)}")]
     if known.any():
         for name, k in (("most alike", int(np.nanargmax(between))), ("least alike", int(np.nanargmin(between)))):
-            facts.append((name, f"{matrix.models[rows[k]]} and {matrix.models[columns[k]]} (SAT {between[k]:.2f})"))
-        facts.append(("mean SAT of different models", f"{between[known].mean():.2f}"))
+            pair = f"{matrix.models[rows[k]]} and {matrix.models[columns[k]]}"
+            facts.append((name, f"{pair} (SAT {document.fixed(between[k], 2)})"))
+        facts.append(("mean SAT of different models", document.fixed(between[known].mean(), 2)))
     own = np.diag(fooling_rates(matrix.n_fooled, matrix.n_common))
     for name, values in (("accuracy on clean images", matrix.clean_accuracy), ("self-fooling", own)):
         if np.isfinite(values).any():
@@ -326,13 +343,13 @@ def _provenance(run: Run, matrix: SimilarityMatrix, made_by: Sequence[Provenance
         ("torch", _those(made_by, "torch")),
         ("timm", _those(made_by, "timm")),
         ("container", _those(made_by, "container")),
-        ("the run was begun with", begun or document.UNKNOWN),
+        ("the run was begun with", begun or summary.UNKNOWN),
     ]
 
 
 def _those(made_by: Iterable[Provenance], name: str) -> str:
     """The values of one attribute, each once."""
-    return ", ".join(sorted({str(getattr(made, name)) for made in made_by})) or document.UNKNOWN
+    return ", ".join(sorted({str(getattr(made, name)) for made in made_by})) or summary.UNKNOWN
 
 
 def _provenances(run: Run, matrix: SimilarityMatrix) -> dict[str, Provenance]:

@@ -27,8 +27,8 @@ from simhpc.stages.representations import PASSES_PER_GRADIENT, STAGE, usable_hea
 from simhpc.store import representations, similarity
 from simhpc.store.representations import Header
 
-NamedMeasure = tuple[NDArray[np.float64], NDArray[np.float64] | None, float, str]
-"""Values (M, M), standard errors (M, M), reliability, and what they cost, in words."""
+NamedMeasure = tuple[NDArray[np.float64], NDArray[np.float64] | None, int, float, str]
+"""Values (M, M), standard errors (M, M), number of images, reliability, and what they cost, in words."""
 
 _GRADIENTS_BYTES = 256 << 20
 """Of gradients of all models that are in memory at once."""
@@ -88,6 +88,7 @@ def representation_measures(run: Run, names: Sequence[str], seed: int) -> dict[s
         name: (
             placed(measure.values),
             placed(measure.std_errors),
+            measure.n_images,
             analysis.noise(measure).reliability,
             costs[name] + sizes,
         )

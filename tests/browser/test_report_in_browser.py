@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +20,8 @@ from report.synthetic import synthetic_run
 
 from simhpc.offline import analyze
 from simhpc.offline import report as stage
-from simhpc.offline.inputs import Settings, inputs_of_run
-from simhpc.rundir import open_run
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run
+from simhpc.rundir import RunDir, open_run
 from simhpc.store import similarity
 from simhpc.study import Boosting
 
@@ -215,6 +218,17 @@ def test_what_is_pointed_at_stays_when_the_order_changes(opened, run, matrix):
     assert frame["y"] < y < frame["y"] + frame["height"]
 
 
+def test_a_page_that_is_come_back_to_shows_the_order_that_its_list_says(opened, run):
+    """Browsers put back what was chosen, and tell no script."""
+    page = opened(run)
+    first = names(page)
+    page.select_option("#order", "accuracy")
+    assert names(page) != first
+    page.goto("about:blank")
+    page.go_back()
+    assert (names(page) == first) == (page.locator("#order").input_value() == "cluster")
+
+
 def test_the_keyboard_moves_through_the_matrix(opened, run, matrix):
     page = opened(run)
     page.select_option("#order", "as given")
@@ -397,6 +411,32 @@ def test_nothing_is_cut_overlaps_or_makes_the_page_scroll_sideways(opened, reque
     assert {(0, 34, 78), (27, 29, 31), (255, 255, 255)} <= colours
 
 
+NAMES = [
+    "<img src=x onerror=alert(1)>", 'a "quoted" & <b>bold</b> name', "x" * 150, "名前のモデル", "a comma, and 'quotes'",
+    "-1", "WWWWWWWWWWWWWWWWWWWWWWWW", "@@@ @@@ @@@",
+]  # fmt: skip
+
+
+# Of the figure of the clusters, which is not on the page.
+@pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["1280", "400"])
+def test_names_of_any_kind_fit(opened, tmp_path, viewport):
+    values = np.random.default_rng(0).uniform(1, 4, (len(NAMES), len(NAMES)))
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", *NAMES])
+        writer.writerows([name, *row] for name, row in zip(NAMES, (values + values.T) / 2, strict=True))
+    made = RunDir(tmp_path / "m-analysis")
+    analyze.ANALYSES["clusters"](inputs_of_files(tmp_path / "m.csv", None), made, Settings())
+    stage.write_of_files(tmp_path / "m.csv", made.root, made.report)
+    page = opened(SimpleNamespace(dir=made), viewport)
+    assert names(page) != []
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert page.evaluate(LAYOUT) == []
+    page.fill("#search", "@@")
+    assert page.locator("#search-status").text_content() == "Found: @@@ @@@ @@@"
+
+
 def test_a_dark_screen_gets_a_dark_page(opened, run):
     page = opened(run, color_scheme="dark")
     background, text = page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
@@ -432,6 +472,30 @@ def test_it_can_be_printed(opened, run):
     page.emulate_media(media="print")
     assert page.locator("#order").is_hidden()
     assert page.locator("#canvas").is_visible()
+
+
+PAPER = {"width": 718, "height": 1000}  # A4 less its margins
+
+
+def test_all_sixty_nine_fit_on_paper(opened, large):
+    page = opened(large, PAPER, color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#grid").bounding_box()["width"] <= PAPER["width"] - 40
+    rows = [label.bounding_box() for label in page.locator("#row-names .name").all()]
+    assert all(before["y"] + before["height"] <= after["y"] + 0.5 for before, after in itertools.pairwise(rows))
+
+
+def test_what_is_folded_is_open_on_paper(opened, run):
+    page = opened(run)
+    folded = page.locator("details").count()
+    page.locator("details > summary").first.click()
+    assert page.locator("details:not([open])").count() == folded - 1 > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details[open]").count() == folded
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 1
 
 
 def test_without_scripts_it_says_so_and_the_rest_is_read(browser, run):

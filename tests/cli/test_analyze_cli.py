@@ -58,7 +58,6 @@ def test_files_of_elsewhere(simhpc, given):
     assert "clusters:   3 by the silhouette, mean stability 1.00" in out
     assert "model-4, model-5, model-6, model-7  (Base=base 1)" in out
     assert (given / "matrix-analysis" / "analysis" / "cluster_components.csv").exists()
-    assert (given / "matrix-analysis" / "analysis" / "components_given.csv").exists()
 
 
 def test_json_options_and_folder(simhpc, given):

@@ -334,8 +334,9 @@ def test_watching_in_a_window_that_changes_its_size(copied, slurm, profile, tmp_
     subprocess.run([*simhpc, *command], check=True, stdout=subprocess.DEVNULL)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 100, 0, 0))
-    environment = {**os.environ, "TERM": "xterm"}
-    environment.pop("COLUMNS", None)
+    # rich believes these two before the terminal; readline sets them in whatever process imports it.
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment["TERM"] = "xterm"
     program = subprocess.Popen(
         [*simhpc, "status", str(copied.dir.root), "--watch"],
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,

@@ -13,7 +13,7 @@ def test_a_run(simhpc, copied):
     code, out, err = simhpc("report", copied.dir.root)
     assert code == 0, err
     assert out.startswith(f"{copied.dir.report} (0.")
-    assert "note: clusters: Not done, or not possible with what is known. The command: simhpc analyze" in err
+    assert "note: clusters: Not done. The command simhpc analyze does it, or says why it cannot be done." in err
     assert copied.dir.report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 

@@ -16,7 +16,7 @@ from simhpc.offline import analyze as stage
 from simhpc.offline import inputs as analysis_inputs
 from simhpc.rundir import Run, RunDir
 from simhpc.stages import aggregate
-from simhpc.store import similarity
+from simhpc.store import named_csv, similarity
 from simhpc.study import Boosting
 from simhpc.zoo.components import COLUMNS
 
@@ -63,9 +63,10 @@ def files(root, folder):
 def test_everything_is_written_and_listed(tmp_path):
     summary, begun = analyzed(planted(), tmp_path)
     assert begun == list(OF_ALL)
-    assert files(tmp_path, "analysis") == TABLES | {"cluster_components.csv"}
+    also = {"cluster_components.csv", "components.csv"}
+    assert files(tmp_path, "analysis") == TABLES | also
     assert files(tmp_path, "figures") == FIGURES
-    assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | {"cluster_components.csv"} | FIGURES
+    assert {path.rpartition("/")[2] for path in summary["files"]} == TABLES | also | FIGURES
     assert summary["problems"] == []
     assert without_a_run(summary["notes"]) == [NOTHING_TO_COMPARE]
     assert summary["importance"]["ranking"][0] == "Base"
@@ -79,6 +80,8 @@ def test_everything_is_written_and_listed(tmp_path):
     words = list(csv.DictReader((tmp_path / "analysis" / "cluster_components.csv").open()))
     assert (words[0]["component"], words[0]["value"], words[0]["share_in_cluster"]) == ("Base", "base 0", "1.0")
     assert float(words[0]["tf_idf"]) == pytest.approx(np.log(3))
+    kept = named_csv.read_table(tmp_path / "analysis" / "components.csv")
+    assert (kept.columns, kept.rows) == (planted().columns, planted().components)
 
 
 def test_the_same_again_gives_the_same_bytes(tmp_path):
@@ -125,7 +128,7 @@ def test_without_components_only_what_needs_none(tmp_path):
     ]
     # A table of an earlier time would belong to other clusters.
     analyzed(inputs, tmp_path)
-    assert "cluster_components.csv" not in files(tmp_path, "analysis")
+    assert not files(tmp_path, "analysis") & {"cluster_components.csv", "components.csv"}
 
 
 def test_two_models_one_problem_each_and_no_crash(tmp_path):
@@ -133,7 +136,7 @@ def test_two_models_one_problem_each_and_no_crash(tmp_path):
     two = replace(inputs, names=inputs.names[:2], sat=inputs.sat[:2, :2])
     summary, _ = analyzed(two, tmp_path)
     assert [problem.partition(":")[0] for problem in summary["problems"]] == ["importance", "clusters"]
-    assert {path.rpartition("/")[2].partition(".")[0] for path in summary["files"]} == {"strategies"}
+    assert {path.rpartition("/")[2].partition(".")[0] for path in summary["files"]} == {"strategies", "components"}
 
 
 def test_an_analysis_that_cannot_be_done_stops_no_other(tmp_path):

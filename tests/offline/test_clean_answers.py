@@ -160,12 +160,12 @@ def test_measures_that_look_inside_networks_stand_beside_the_others(finished, tm
 
     def stored(run, names, seed):
         value = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, np.nan], [np.nan, np.nan, np.nan]])
-        return {"linear_cka": (value, None, 0.75, "70 forward passes per model")}
+        return {"linear_cka": (value, None, 70, 0.75, "70 forward passes per model")}
 
     monkeypatch.setattr(analyze_measures, "representation_measures", stored)
     outcome = analyze_measures.analyze_measures(inputs_of(finished), RunDir(tmp_path), analysis_inputs.Settings())
     last = outcome.result["measures"][-1]
-    assert (last["name"], last["note"], last["n_images"]) == ("linear_cka", "70 forward passes per model", None)
+    assert (last["name"], last["note"], last["n_images"]) == ("linear_cka", "70 forward passes per model", 70)
     assert last["reliability"] == 0.75
     rows = [
         row for row in csv.DictReader((tmp_path / "analysis" / "measures.csv").open()) if row["measure"] == "linear_cka"

@@ -15,7 +15,7 @@ from report.synthetic import EPS, synthetic_run
 from simhpc.errors import MissingInputError
 from simhpc.offline import analyze
 from simhpc.offline import report as stage
-from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run, keep_given
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run, keep_components
 from simhpc.report.page import document
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages import aggregate
@@ -86,7 +86,7 @@ def test_orders_are_permutations_that_do_what_they_are_called(planted, tmp_path)
         assert sorted(order) == list(range(12))
     models = data["models"]
     assert data["orders"]["as given"] == list(range(12))
-    accuracies = [models[k]["accuracy"] for k in data["orders"]["accuracy"]]
+    accuracies = [float(models[k]["accuracy"].removesuffix(" %")) for k in data["orders"]["accuracy"]]
     assert accuracies == sorted(accuracies, reverse=True)
     for name in ("cluster", "family"):
         values = [models[k][name] for k in data["orders"][name]]
@@ -200,15 +200,21 @@ def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
     matrix.write_bytes(run.dir.similarity_csv.read_bytes())
     fast = Settings(boosting=Boosting(stages=5, max_depth=2))
     elsewhere = RunDir(tmp_path / "matrix-analysis")
-    for where, inputs_of, made_of in (
-        (run.dir, lambda csv: inputs_of_run(run, run.dir, csv), lambda: stage.write(run, run.dir.report)),
+    for where, name, inputs_of, made_of in (
+        (
+            run.dir,
+            "components_given.csv",
+            lambda csv: inputs_of_run(run, run.dir, csv),
+            lambda: stage.write(run, run.dir.report),
+        ),
         (
             elsewhere,
+            "components.csv",
             lambda csv: inputs_of_files(matrix, csv),
             lambda: stage.write_of_files(matrix, elsewhere.root, elsewhere.report),
         ),
     ):
-        keep_given(inputs_of(given), where)
+        keep_components(inputs_of(given), where)
         analyze.ANALYSES["importance"](inputs_of(given), where, fast)
         assert "importance" in sections(made_of())
         page = Page(where.report.read_text(encoding="utf-8"))
@@ -217,12 +223,11 @@ def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
             "new",
         ]
         had = {link["download"] for link in page.all("a") if link["download"]}
-        assert "components_given.csv" in had
-        assert "components.csv" not in had
-        assert "somebody" not in where.analysis("components_given.csv").read_text()
+        assert had & {"components_given.csv", "components.csv"} == {name}
+        assert "somebody" not in where.analysis(name).read_text()
         # Without it, what it was needed for is no longer of what is shown.
-        keep_given(inputs_of(None), where)
-        assert not where.analysis("components_given.csv").exists()
+        keep_components(inputs_of(None), where)
+        assert not where.analysis(name).exists()
         assert made_of()["sections"]["importance"].startswith("Out of date: with other components")
 
 
@@ -282,6 +287,14 @@ def test_folders_of_this_machine_are_not_passed_on(planted, tmp_path):
     assert planted.study.images.source not in source
     assert str(planted.dir.root) not in source
     assert "folder:val" in source
+
+
+def test_what_null_means_is_said(tmp_path):
+    """Where no number was asked for it is not `unknown`."""
+    run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
+    analyzed(run, ["clusters"])
+    _, page = page_of(run)
+    assert page.facts("clusters")["clusters"] == "not given"
 
 
 @pytest.mark.parametrize(
@@ -357,8 +370,36 @@ def test_a_matrix_from_elsewhere(tmp_path):
     assert page.all("section", id="examples") == []
     data = json.loads(page.one("script", id="data").text)
     assert set(data["nFooled"]) == {-1}
-    assert data["sat"][1] == round(similarity.load(run.dir.similarity).sat[0, 1], 4)
+    assert data["sat"][1] == similarity.load(run.dir.similarity).sat[0, 1]
     assert "matrix.csv" in {link["download"] for link in page.all("a") if link["download"]}
+
+
+def test_a_matrix_from_elsewhere_has_the_families_of_its_components(tmp_path):
+    """Not those that its names begin with: the figures beside it have these too."""
+    run = synthetic_run(tmp_path / "run", n_models=8, n_attacked=0)
+    csv, out = tmp_path / "matrix.csv", RunDir(tmp_path / "matrix-analysis")
+    csv.write_bytes(run.dir.similarity_csv.read_bytes())
+    inputs = inputs_of_files(csv, run.dir.analysis("components.csv"))
+    analyze.keep_components(inputs, out)
+    stage.write_of_files(csv, out.root, out.report)
+    page = Page(out.report.read_text(encoding="utf-8"))
+    data = json.loads(page.one("script", id="data").text)
+    assert [model["family"] for model in data["models"]] == inputs.families
+    assert set(inputs.families) <= {"CNN", "Transformer", "Hybrid", "MLP-Mixer", "NAS (CNN)", "NAS (TFM)"}
+    (link,) = [each for each in page.all("a") if each["download"] == "components.csv"]
+    assert link.text == "analysis/components.csv"
+
+
+def test_a_matrix_from_elsewhere_says_what_it_takes(tmp_path):
+    csv = tmp_path / "matrix.csv"
+    csv.write_text("model,a,b,c\na,90,40,3\nb,40,90,2\nc,3,2,90\n")
+    sections = stage.write_of_files(csv, tmp_path, tmp_path / "page.html")["sections"]
+    for name in ("reliability", "ensembles", "measures"):
+        assert sections[name] == "Not possible: it takes the predictions of a run, not only its matrix."
+    assert "simhpc analyze --similarity MATRIX does it" in sections["clusters"]
+    assert "simhpc analyze --similarity MATRIX --components TABLE does it" in sections["importance"]
+    summary = Page((tmp_path / "page.html").read_text(encoding="utf-8")).one("section", id="summary").text
+    assert "the largest similarity is 90, and no SAT is above ln 100" in summary
 
 
 @pytest.mark.slow

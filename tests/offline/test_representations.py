@@ -81,7 +81,8 @@ def test_measures_are_those_of_the_files(stored):
     names = [model.key for model in stored.study.models]
     found = joint.representation_measures(stored, names, 0)
     assert list(found) == ["gradient_cosine", "linear_cka"]
-    values, errors, _, cost = found["gradient_cosine"]
+    values, errors, n_images, _, cost = found["gradient_cosine"]
+    assert n_images == 70
     gradients = {name: slow_gradients(stored, name) for name in names}
     for a, b in ((0, 1), (0, 2), (1, 2)):
         one, two = gradients[names[a]], gradients[names[b]]
@@ -89,7 +90,8 @@ def test_measures_are_those_of_the_files(stored):
         assert values[a, b] == values[b, a] == pytest.approx(cosines.mean(), abs=1e-5)
         assert errors[a, b] == pytest.approx(cosines.std(ddof=1) / math.sqrt(70), rel=1e-3)
     assert cost.startswith("210 gradient passes per model (70 images, each with two noisy copies); both store 0.1 MiB")
-    values, errors, _, cost = found["linear_cka"]
+    values, errors, n_images, _, cost = found["linear_cka"]
+    assert n_images == 70
     assert ((values > 0) & (values < 1.00001)).all()
     assert (errors[~np.eye(3, dtype=bool)] > 0).all()
     assert cost.startswith("70 forward passes per model")
@@ -98,7 +100,7 @@ def test_measures_are_those_of_the_files(stored):
 def test_measures_of_other_models_and_orders(stored):
     names = ["vit", "cnn"]
     whole = joint.representation_measures(stored, ["cnn", "convnext", "vit"], 0)
-    for name, (values, errors, _, _) in joint.representation_measures(stored, names, 0).items():
+    for name, (values, errors, *_) in joint.representation_measures(stored, names, 0).items():
         assert values[0, 1] == pytest.approx(whole[name][0][0, 2], abs=1e-6)
         assert errors[0, 1] == pytest.approx(whole[name][1][0, 2], abs=1e-6)
 
@@ -111,7 +113,7 @@ def test_everything_is_written_and_said(stored, tmp_path):
     assert made_from(inputs).items() <= result.items()
     assert outcome.notes == result["notes"] == []
     assert result["models"] == inputs.names
-    for name, (_, _, reliability, _) in joint.representation_measures(stored, inputs.names, 0).items():
+    for name, (*_, reliability, _) in joint.representation_measures(stored, inputs.names, 0).items():
         assert reliability == result["noise"][name]["reliability"]
     assert result["settings"]["stored"] == {"n_gradients": 100, "noise_std_255": 1.0}
     for name, n_images in (("gradient_cosine", 70), ("linear_cka", 70), ("sat", 70)):
@@ -171,7 +173,7 @@ def test_models_of_which_nothing_is_stored_are_left_out(mine, tmp_path):
     _, outcome, folder = analyzed(mine, tmp_path)
     assert outcome.notes == ["left out, as nothing is stored of them: convnext"]
     assert [row["model"] for row in rows(folder / "representations.csv")] == ["cnn", "vit"]
-    values, errors, _, _ = joint.representation_measures(mine, ["cnn", "convnext", "vit"], 0)["linear_cka"]
+    values, errors, *_ = joint.representation_measures(mine, ["cnn", "convnext", "vit"], 0)["linear_cka"]
     assert np.isnan(values[1]).all()
     assert np.isnan(errors[:, 1]).all()
     assert np.isfinite(values[0, 2])

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from simhpc.report.families import UNKNOWN, styles
 from simhpc.report.page.content import Tree
-from simhpc.report.page.drawings import FONT_PX, MARKS, draw_plane, draw_tree, shortened, ticks
-
-WIDEST_LETTER_PX = 7.0
+from simhpc.report.page.drawings import FONT_PX, MARKS, draw_plane, draw_tree, shortened, ticks, width_px
 
 
 def name_box(point):
-    long = len(point.label) * WIDEST_LETTER_PX
-    return point.label_x, point.label_y - FONT_PX + 1, point.label_x + long, point.label_y + 3
+    """By matplotlib's own layout of the text, in the widest of the page's fonts."""
+    long = TextPath((0, 0), point.label, size=FONT_PX, prop=FontProperties("DejaVu Sans")).get_extents().x1
+    left = point.label_x - {"start": 0, "middle": long / 2, "end": long}[point.anchor]
+    return left, point.label_y - FONT_PX + 1, left + long, point.label_y + 3
 
 
 def overlap(one, other):
@@ -30,7 +32,7 @@ def overlap(one, other):
 @settings(max_examples=40)
 @given(
     st.lists(
-        st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.text("abcdefgh_0123456789", min_size=1, max_size=40)),
+        st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.text("abmwWM_@0123456789", min_size=1, max_size=40)),
         min_size=1,
         max_size=25,
     )
@@ -38,18 +40,23 @@ def overlap(one, other):
 def test_names_that_are_shown_are_inside_and_do_not_overlap(models):
     points = np.array([[x, y] for x, y, _ in models])
     drawn = draw_plane(points, [name for *_, name in models])
-    shown = [point for point in drawn.points if point.is_named]
-    for point in drawn.points:
+    boxes = [name_box(point) for point in drawn.points]
+    shown = [k for k, point in enumerate(drawn.points) if point.is_named]
+    for point, (left, top, right, bottom) in zip(drawn.points, boxes, strict=True):
         assert 7 <= point.x <= drawn.width - 7
         assert 7 <= point.y <= drawn.height - 7
-        left, top, right, bottom = name_box(point)
         assert 0 <= left <= right <= drawn.width
         assert 0 <= top <= bottom <= drawn.height
     for one, other in itertools.combinations(shown, 2):
-        assert not overlap(name_box(one), name_box(other))
-    for point, other in itertools.product(shown, drawn.points):
-        if other is not point:
-            assert not overlap(name_box(point), (other.x - 6, other.y - 6, other.x + 6, other.y + 6))
+        assert not overlap(boxes[one], boxes[other])
+    for own in shown:
+        for point in drawn.points:  # its own mark too
+            assert not overlap(boxes[own], (point.x - 6, point.y - 6, point.x + 6, point.y + 6))
+
+
+def test_letters_the_font_does_not_have_are_wide():
+    assert width_px("名前") >= 2 * FONT_PX
+    assert width_px("mW") > width_px("il") > 0
 
 
 def test_the_plane_keeps_ratios_of_distances():

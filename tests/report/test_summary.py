@@ -43,11 +43,24 @@ def test_tables_have_every_column_that_a_row_has():
     ]
 
 
+def test_a_name_that_its_row_has_already_is_written_once():
+    result = {"kinds": {"regime": {"kind": "regime", "n": 2}, "other": {"kind": "other", "n": 3}}}
+    assert summary.tables(result, {}) == [Table("kinds", ["kind", "n"], [["regime", "2"], ["other", "3"]])]
+
+
+def test_null_that_is_not_an_unknown_number():
+    result = {"settings": {"k": None, "seed": None}, "k": None, "rows": [{"k": None, "r": None}], "row": {"k": None}}
+    if_null = {"k": "not given"}
+    assert summary.settings(result, {"k": "clusters"}, if_null) == [("clusters", "not given"), ("seed", "unknown")]
+    assert summary.facts(result, {}, if_null) == [("k", "not given"), ("row: k", "not given")]
+    assert summary.tables(result, {}, if_null)[0].rows == [["not given", "unknown"]]
+
+
 def test_rows_inside_rows_are_a_table_of_their_own():
     result = {
         "distillations": [
             {"name": "one", "n": 3, "gains": [{"kind": "x", "gain": 0.5}, {"kind": "y", "gain": None}]},
-            {"name": "two", "n": 4, "gains": [{"kind": "x", "gain": 0.25}]},
+            {"name": "two", "n": 4, "gains": [{"kind": "x", "gain": 0.25}], "notes": ["few"]},
         ]
     }
     assert summary.tables(result, {}) == [
@@ -74,6 +87,7 @@ def test_no_table_is_left_out_for_its_length():
 
 def test_settings_with_their_inner_tables():
     assert summary.settings(RESULT) == [("seed", "0"), ("boosting: stages", "500"), ("sizes", "2, 3")]
+    assert summary.settings(RESULT, {"boosting: stages": "trees"})[1] == ("trees", "500")
     assert summary.settings({}) == []
 
 

@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+from decimal import ROUND_HALF_UP, Decimal
 from importlib import resources
 from typing import Any
 
@@ -28,10 +29,8 @@ from simhpc.report.families import styles
 from simhpc.report.figure import COLOURS
 from simhpc.report.page.content import Content
 from simhpc.report.page.drawings import MARKS, draw_plane, draw_tree
+from simhpc.report.page.summary import UNKNOWN
 from simhpc.store.similarity import SimilarityMatrix
-
-UNKNOWN = "unknown"
-
 
 MOST_BYTES = 9_000_000
 """Of a page with files in it. The largest are left out until it is no larger; what is not a file may be."""
@@ -56,6 +55,8 @@ def _fill(content: Content, hrefs: dict[str, str]) -> str:
     kept = complete(sat)
     known = sat[np.ix_(kept, kept)]
     placed = plane(distances(known)) if len(kept) > 1 else None
+    if placed is not None and not np.isfinite(placed.share):
+        placed = None  # two models, or all equally alike: all distances are 0
     looks = styles([model.family for model in content.models if model.family])
     clusters = content.grouping.cluster_of if content.grouping else {}
     return _template().render(
@@ -73,6 +74,7 @@ def _fill(content: Content, hrefs: dict[str, str]) -> str:
         kept=kept.tolist(),
         plane=draw_plane(placed.points, [content.matrix.models[p] for p in kept]) if placed else None,
         plane_share=placed.share if placed else np.nan,
+        is_of_a_run=content.examples is not None,
         tree=draw_tree(content.grouping.tree) if content.grouping else None,
         position={key: position for position, key in enumerate(content.matrix.models)},
         cluster_of=clusters,
@@ -99,7 +101,13 @@ def embedded_json(data: dict[str, Any]) -> str:
 
 def percent(fraction: float) -> str:
     """`98.5 %`; `unknown` for NaN."""
-    return f"{100 * fraction:.1f} %" if np.isfinite(fraction) else UNKNOWN
+    # A fraction of a thousand images lies between two such numbers as often as not: 98.25 is to stay that.
+    return f"{fixed(round(100.0 * fraction, 9), 1)} %" if np.isfinite(fraction) else UNKNOWN
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number as the script's `toFixed` writes it, halves away from 0: one number is to look alike everywhere."""
+    return str(Decimal(float(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP))
 
 
 def colour_range(sat: NDArray[np.float64]) -> tuple[float, float]:
@@ -123,7 +131,7 @@ def _data(content: Content) -> dict[str, Any]:
                 "key": row.key,
                 "timm": row.timm_name,
                 "family": row.family,
-                "accuracy": _number(matrix.clean_accuracy[position]),
+                "accuracy": percent(matrix.clean_accuracy[position]),
                 "cluster": clusters.get(row.key),
                 "stability": _number(stability.get(row.key, np.nan)),
             }
@@ -154,17 +162,18 @@ def _rows(content: Content) -> list[dict[str, Any]]:
                 "model": row,
                 "accuracy": percent(matrix.clean_accuracy[position]),
                 "self_fooling": percent(rates[position, position]),
-                "mean_sat": f"{known.mean():.2f}" if len(known) else UNKNOWN,
+                "mean_sat": fixed(known.mean(), 2) if len(known) else UNKNOWN,
                 "nearest": UNKNOWN
                 if nearest is None
-                else f"{matrix.models[nearest]} ({others[position][nearest]:.2f})",
+                else f"{matrix.models[nearest]} ({fixed(others[position][nearest], 2)})",
             }
         )
     return found
 
 
 def _number(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+    """All its digits: what is rounded twice is rounded wrongly."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:

@@ -1,22 +1,26 @@
 """Where everything lies in the report's two drawings, the plane and the tree: numbers only, for the template.
 
-Lengths are in CSS pixels. Text is taken to be as wide as in common sans-serif fonts, a little more rather than less.
+Lengths are in CSS pixels. Text is taken to be as wide as in DejaVu Sans, the widest of the page's fonts.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageFont
 from scipy.cluster import hierarchy
 
 from simhpc.report.page.content import Tree
 
 FONT_PX = 12
-_LETTER_PX = 7.0
 _MOST_LETTERS = 26
 
 MARKS = {
@@ -34,13 +38,18 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the plane; its name begins at (`label_x`, `label_y`) and is hidden where others are in the way."""
+    """One model in the plane; its name is hidden where others are in the way.
+
+    Attributes:
+        anchor: SVG's `text-anchor`: what of the name is at (`label_x`, `label_y`).
+    """
 
     x: float
     y: float
     label: str
     label_x: float
     label_y: float
+    anchor: str
     is_named: bool
 
 
@@ -77,6 +86,17 @@ def shortened(name: str) -> str:
     return name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1] + "…"
 
 
+def width_px(text: str) -> float:
+    """How wide a text is at most."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)  # those the font does not have
+    return float(_font().getlength(text)) + 0.5 * FONT_PX * wide
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), FONT_PX)
+
+
 def draw_plane(points: NDArray[np.float64], names: Sequence[str]) -> PlaneDrawing:
     """Points and names in a picture of 560 px, both axes on one scale.
 
@@ -99,18 +119,16 @@ def draw_plane(points: NDArray[np.float64], names: Sequence[str]) -> PlaneDrawin
     drawn = []
     for own, ((x, y), name) in enumerate(zip(placed.tolist(), names, strict=True)):
         label = shortened(name)
-        long = len(label) * _LETTER_PX
-        candidates = [(x + 10, y + 4), (x - 10 - long, y + 4), (x - long / 2, y - 11), (x - long / 2, y + 20)]
-        free = [
-            place
-            for place in candidates
-            if _is_free(_box(place, long), [box for k, box in enumerate(taken) if k != own], width, height)
-        ]
-        inside = [place for place in candidates if _is_free(_box(place, long), [], width, height)]
-        label_x, label_y = (free or inside or candidates)[0]
+        long = width_px(label)
+        candidates = [("start", x + 10, y + 4), ("end", x - 10, y + 4), ("middle", x, y - 11), ("middle", x, y + 20)]
+        boxes = {place: _box(place, long) for place in candidates}
+        others = [box for k, box in enumerate(taken) if k != own]
+        free = [place for place in candidates if _is_free(boxes[place], others, width, height)]
+        inside = [place for place in candidates if _is_free(boxes[place], [], width, height)]
+        anchor, label_x, label_y = chosen = (free or inside or candidates)[0]
         if free:
-            taken.append(_box(free[0], long))
-        drawn.append(Point(_px(x), _px(y), label, _px(label_x), _px(label_y), bool(free)))
+            taken.append(boxes[chosen])
+        drawn.append(Point(_px(x), _px(y), label, _px(label_x), _px(label_y), anchor, bool(free)))
     return PlaneDrawing(width, _px(height), drawn)
 
 
@@ -135,7 +153,7 @@ def draw_tree(tree: Tree) -> TreeDrawing:
         )
     bottom = top + row * n + 6.0
     return TreeDrawing(
-        width=_px(stem + 34.0 + max(map(len, labels)) * _LETTER_PX),
+        width=_px(stem + 34.0 + max(map(width_px, labels))),
         height=bottom + 40.0,
         leaves_x=stem,
         branches=branches,
@@ -157,8 +175,10 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(k * step, f"{k * step:.{decimals}f}") for k in range(first, last + 1)]
 
 
-def _box(place: tuple[float, float], long: float) -> tuple[float, float, float, float]:
-    return place[0] - 1, place[1] - FONT_PX + 1, place[0] + long + 1, place[1] + 3
+def _box(place: tuple[str, float, float], long: float) -> tuple[float, float, float, float]:
+    anchor, x, y = place
+    left = x - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * long
+    return left - 1, y - FONT_PX + 1, left + long + 1, y + 3
 
 
 def _is_free(

@@ -110,7 +110,7 @@
     context.restore();
   }
 
-  function layOut(room) {
+  function layOut(room, leastCell = count > 400 ? 5 : 11) {
     const fontPx = (size) => Math.max(7, Math.min(13, size - 2));
     const measure = document.createElement("canvas").getContext("2d");
     const family = getComputedStyle(document.body).fontFamily;
@@ -123,7 +123,7 @@
     const fitting = (px) => Math.floor((px - namesPx) / count);
     // All rows in view, unless the cells would be small.
     const most = Math.min(MOST_CELL_PX, Math.max(28, fitting(0.86 * window.innerHeight - 2)));
-    cell = Math.max(count > 400 ? 5 : 11, Math.min(most, fitting(room)));
+    cell = Math.max(leastCell, Math.min(most, fitting(room)));
     namesPx = Math.min(mostNames, long(cell));
     place(byId("corner"), 0, 0, namesPx, namesPx);
     for (const [element, width, height] of [
@@ -342,7 +342,7 @@
       timm && timm !== key ? timm : "",
       family,
       isKnown(cluster) ? `cluster ${cluster}` + (isKnown(stability) ? ` (stability ${decimals(stability, 2)})` : "") : "",
-      isKnown(accuracy) ? `accuracy ${percent(accuracy, 1)}` : "",
+      accuracy === "unknown" ? "" : `accuracy ${accuracy}`,
       others.length ? `most alike: ${others.join(", ")}` : "",
     ];
     return `${key}: ${parts.filter(Boolean).join("; ")}`;
@@ -380,6 +380,8 @@
     bar.fillStyle = colour;
     bar.fillRect(x, 0, 1, 1);
   });
+  const isAnyKnown = data.sat.some((value) => value !== null);
+  for (const part of ["low", "bar", "high"]) byId(`legend-${part}`).hidden = !isAnyKnown;
   byId("legend-low").textContent = `SAT ${data.scale.low.toFixed(2)}`;
   byId("legend-high").textContent = data.scale.high.toFixed(2);
   hatch(byId("legend-hatch").getContext("2d"), 0, 0, 24, 14);
@@ -394,7 +396,16 @@
     layOut(roomPx - (box.offsetWidth - box.clientWidth));
   }
   new ResizeObserver(fit).observe(section);
-  window.addEventListener("beforeprint", () => layOut(680));
-  window.addEventListener("afterprint", () => layOut(roomPx - (box.offsetWidth - box.clientWidth)));
+  // On paper nothing can be scrolled or opened.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const details of opened) details.open = true;
+    layOut(680, 1);
+  });
+  window.addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+    layOut(roomPx - (box.offsetWidth - box.clientWidth));
+  });
   fit();
 })();

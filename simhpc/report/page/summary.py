@@ -11,13 +11,21 @@ _NO_FACTS = ("created_by", "title", "similarity_sha256", "components_sha256", "s
 _MOST_ROWS = 100
 _MOST_LISTED = 8
 
+UNKNOWN = "unknown"
 
-def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+
+NOTHING: Mapping[str, str] = {}
+
+
+def facts(
+    result: Mapping[str, Any], names: Mapping[str, str], if_null: Mapping[str, str] = NOTHING
+) -> list[tuple[str, str]]:
     """Single values, short lists of them, and the values of one row of them; name and text.
 
     Args:
         result: an analysis's JSON file.
         names: what its keys are called; others are called by the key, with spaces.
+        if_null: what `null` means under a key, if not `unknown`.
     """
     found = []
     for key, value in result.items():
@@ -25,35 +33,40 @@ def facts(result: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str
         if key in _NO_FACTS or value == [] or value == {}:
             continue
         if _is_single(value) or _is_list(value):
-            found.append((name, text(value, most=_MOST_LISTED)))
+            found.append((name, text(value, most=_MOST_LISTED, null=if_null.get(key, UNKNOWN))))
         elif _is_row(value):
-            inside = ((names.get(inner, _spaced(inner)), single) for inner, single in value.items())
-            found += [(f"{name}: {inner}", text(single, most=_MOST_LISTED)) for inner, single in inside]
+            found += [
+                (_inside(key, inner, names), text(single, most=_MOST_LISTED, null=if_null.get(inner, UNKNOWN)))
+                for inner, single in value.items()
+            ]
     return found
 
 
-def tables(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
-    """Lists of rows, and rows by name; of long ones the first 100 rows, which the caption says.
+def tables(result: Mapping[str, Any], names: Mapping[str, str], if_null: Mapping[str, str] = NOTHING) -> list[Table]:
+    """Lists of rows, and rows by name; of long ones the first 100 rows, as the caption says. Arguments: see `facts`.
 
     What is one row inside a row becomes columns of it; a list of rows inside it a table of its own, each row of which
-    begins with the first value of the row that it was in.
+    begins with the first value of the row that it was in. Notes on a row are among those of the analysis.
     """
     found = []
     for key, value in result.items():
         if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
-            value = [{"": name, **row} for name, row in value.items()]
+            # A name that the row itself begins with is not written twice.
+            named = value.items()
+            value = [row if name == next(iter(row.values()), None) else {"": name, **row} for name, row in named]
         if key not in _NO_FACTS and isinstance(value, list) and all(isinstance(row, dict) for row in value):
             inner: dict[str, list[dict[str, Any]]] = {}
             for row in value:
                 for name, rows in row.items():
                     if isinstance(rows, list) and rows and all(map(_is_row, rows)):
                         inner.setdefault(name, []).extend({**dict([next(iter(row.items()))]), **each} for each in rows)
-            found += _table(key, [{k: v for k, v in row.items() if k not in inner} for row in value], names)
-            found += [table for name, rows in inner.items() for table in _table(name, rows, names)]
+            outer = [{k: v for k, v in row.items() if k not in inner and k != "notes"} for row in value]
+            found += _table(key, outer, names, if_null)
+            found += [table for name, rows in inner.items() for table in _table(name, rows, names, if_null)]
     return found
 
 
-def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[Table]:
+def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str], if_null: Mapping[str, str]) -> list[Table]:
     """One table, or none if it is empty or holds what is no value."""
     flat = [_flat(row) for row in rows[:_MOST_ROWS]]
     if not flat or not all(map(_is_row, flat)):
@@ -62,21 +75,25 @@ def _table(key: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> li
     if len(rows) > _MOST_ROWS:
         caption += f" (the first {_MOST_ROWS} of {len(rows)} rows)"
     header = list(dict.fromkeys(name for row in flat for name in row))
-    cells = [[text(row[name]) if name in row else "" for name in header] for row in flat]
+    cells = [
+        [text(row[name], null=if_null.get(name, UNKNOWN)) if name in row else "" for name in header] for row in flat
+    ]
     return [Table(caption, [names.get(name, _spaced(name)) for name in header], cells)]
 
 
-def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(
+    result: Mapping[str, Any], names: Mapping[str, str] = NOTHING, if_null: Mapping[str, str] = NOTHING
+) -> list[tuple[str, str]]:
     """Everything under `settings`, name and text; inner tables by `outer: inner`."""
     held = result.get("settings")
-    return facts(held, {}) if isinstance(held, dict) else []
+    return facts(held, names, if_null) if isinstance(held, dict) else []
 
 
-def text(value: Any, most: int | None = None) -> str:
-    """A value as people read it: four digits, lists (of `most` things) with commas, null as `unknown`."""
+def text(value: Any, most: int | None = None, null: str = UNKNOWN) -> str:
+    """A value as people read it: four digits, lists (of `most` things) with commas."""
     match value:
         case None:
-            return "unknown"
+            return null
         case bool():
             return "yes" if value else "no"
         case float():
@@ -86,6 +103,12 @@ def text(value: Any, most: int | None = None) -> str:
             return ", ".join(map(text, value[:most])) + more
         case _:
             return str(value)
+
+
+def _inside(key: str, inner: str, names: Mapping[str, str]) -> str:
+    """What a value of a row is called that stands under a key."""
+    whole = f"{key}: {inner}"
+    return names.get(whole, f"{names.get(key, _spaced(key))}: {names.get(inner, _spaced(inner))}")
 
 
 def _is_single(value: Any) -> bool:
