@@ -27,6 +27,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _FEWEST_MODELS = 3
+_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Settings:
         most: largest number that is tried then.
         runs: of k-means, each from its own seed; the consensus is of these.
         starts: of each run, the best of which is the run's: scikit-learn's number.
+        shuffles: of the pairs, to see what chance gives.
         seed: what theirs are derived from.
     """
 
@@ -45,6 +47,7 @@ class Settings:
     most: int = 15
     runs: int = 100
     starts: int = 10
+    shuffles: int = 99
     seed: int = 0
 
 
@@ -73,6 +76,7 @@ class Clusters:
         stability: (N,) in [0, 1], see `stabilities`.
         coassignment: (N, N) in [0, 1], share of the runs that put two models together; the diagonal is 1.
         choices: what was found for each number of clusters; a k that was given is among them.
+        p_value: whether there are groups at all, see `chance`; NaN where all pairs are equally similar.
         k_by_eigengap, k_by_silhouette: the number that each would choose; 1 where all pairs are equally similar.
         tree: (N - 1, 4), scipy's linkage: average linkage of `distances`.
         height_at_zero: SAT at height 0 of the tree; at height h two branches are on average `height_at_zero - h` alike.
@@ -86,6 +90,7 @@ class Clusters:
     stability: Matrix
     coassignment: Matrix
     choices: list[Choice]
+    p_value: float
     k_by_eigengap: int
     k_by_silhouette: int
     tree: Matrix
@@ -129,6 +134,7 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
             stability=np.ones(n),
             coassignment=np.ones((n, n)),
             choices=[],
+            p_value=np.nan,
             k_by_eigengap=1,
             k_by_silhouette=1,
             tree=tree,
@@ -153,6 +159,12 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         notes.append(f"the models fall into {n_parts} parts with no similarity above 0 between them")
         if n_parts > k:
             notes.append(f"that is more than {k} clusters: which parts share one is arbitrary; see the stability")
+    p_value = chance(known, settings)
+    if p_value > _SIGNIFICANT:
+        notes.append(
+            f"these groups may be chance (p = {p_value:.2g}): models that are alike to a third are hardly more alike "
+            "than if the similarities were dealt to the pairs at random; the stability is of k-means alone"
+        )
     coassignment = coassignments(embedding(vectors, k), k, settings)
     labels = consensus(coassignment, k)
     return Clusters(
@@ -162,6 +174,7 @@ def clusters(similarity: Matrix, settings: Settings) -> Clusters:
         stability=stabilities(coassignment, labels),
         coassignment=coassignment,
         choices=choices,
+        p_value=p_value,
         k_by_eigengap=max(choices, key=lambda choice: (choice.eigengap, -choice.k)).k,
         k_by_silhouette=k_by_silhouette,
         tree=tree,
@@ -206,6 +219,50 @@ def spectrum(weights: Matrix) -> tuple[Matrix, Matrix]:
     scale = 1.0 / np.sqrt(np.where(is_alone, 1.0, degrees))
     values, vectors = np.linalg.eigh(scale[:, None] * weights * scale + np.diag(is_alone.astype(np.float64)))
     return values[::-1], vectors[:, ::-1]
+
+
+def chance(similarity: Matrix, settings: Settings) -> float:
+    """Are there groups at all? A permutation test of `transitivity`.
+
+    What is dealt to the pairs at random is what `without_levels` leaves of their similarities, so that models which are
+    more or less alike to all others are no groups. Nor is a pair of alike models: such pairs are in every matrix.
+
+    Args:
+        similarity: (N, N), symmetric, N >= 3; the diagonal is not used.
+
+    Returns:
+        p, the share of matrices that are as transitive, this one among them.
+    """
+    left = without_levels(similarity)
+    i, j = np.triu_indices(len(left), k=1)
+    random = np.random.default_rng(derive_seed(settings.seed, "clusters shuffles"))
+    found, as_large = transitivity(left), 1
+    for _ in range(settings.shuffles):
+        shuffled = np.zeros_like(left)
+        shuffled[i, j] = random.permutation(left[i, j])
+        as_large += transitivity(without_levels(shuffled + shuffled.T)) >= found - 1e-9
+    return as_large / (1 + settings.shuffles)
+
+
+def without_levels(similarity: Matrix) -> Matrix:
+    """What is left of each pair once a constant and a level of either model are fitted by least squares; diagonal 0."""
+    n = len(similarity)
+    own = similarity.copy()
+    np.fill_diagonal(own, 0.0)
+    mean = own.sum() / (n * (n - 1))
+    level = (own.sum(axis=1) - (n - 1) * mean) / (n - 2)
+    left: Matrix = own - mean - (level + level[:, None])
+    np.fill_diagonal(left, 0.0)
+    return left
+
+
+def transitivity(left: Matrix) -> float:
+    """Are models that are alike to a third also alike to each other? The sum of R_ij R_jk R_ki over all i, j and k.
+
+    In units of the length of R, cubed; 0 where R is but rounding.
+    """
+    length = float(np.linalg.norm(left))
+    return float(((left @ left) * left).sum()) / length**3 if length > 1e-9 * len(left) else 0.0
 
 
 def embedding(vectors: Matrix, k: int) -> Matrix:

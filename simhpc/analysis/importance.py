@@ -26,7 +26,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from simhpc.analysis.resampling import MOST_UNDEFINED, model_weights, pair_means
+from simhpc.analysis.resampling import MOST_UNDEFINED, interval, model_weights, pair_means
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -179,12 +179,12 @@ def importance(
 
     n_same, same_mean, n_different, different_mean = _means(similarity, coded)
     difference = same_mean - different_mean
-    low, high, defined = bootstrap_difference(similarity, coded, settings)
-    few = 1.0 - MOST_UNDEFINED
-    if rare := [name for name, share, d in zip(columns, defined, difference, strict=True) if share < few and d == d]:
+    low, high = bootstrap_difference(similarity, coded, settings)
+    without = np.isfinite(difference) & np.isnan(low)
+    if rare := [name for name, has_none in zip(columns, without, strict=True) if has_none]:
         notes.append(
-            f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, and were left "
-            f"out of the interval: {', '.join(rare)}"
+            f"more than {100 * MOST_UNDEFINED:.0f} % of the resamples of models had no pair to compare, so same minus "
+            f"different has no interval: {', '.join(rare)}"
         )
     return Importance(
         r2_in_sample=r2_in_sample,
@@ -325,26 +325,20 @@ def _means(similarity: Matrix, coded: Codes) -> tuple[Codes, Matrix, Codes, Matr
     return found[0], found[1], found[2], found[3]
 
 
-def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -> tuple[Matrix, Matrix, Matrix]:
+def bootstrap_difference(similarity: Matrix, coded: Codes, settings: Settings) -> tuple[Matrix, Matrix]:
     """Intervals of mean SAT same minus different, over models: the percentile bootstrap.
 
-    See `resampling`.
-
     Returns:
-        lower and upper ends (C,), and the share of resamples (C,) that had both kinds of pairs; the others are
-        left out. NaN where none had.
+        lower and upper ends (C,); NaN as of `resampling.interval`.
     """
     n = len(similarity)
     weights = model_weights(n, settings.resamples, derive_seed(settings.seed, "models"))
     known = np.isfinite(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(known, similarity, 0.0)
-    low, high, defined = (np.full(coded.shape[1], np.nan) for _ in range(3))
-    tail = (1.0 - settings.confidence) / 2.0
-    for c, column in enumerate(coded.T):
+    ends = []
+    for column in coded.T:
         is_same = column[:, None] == column
         same, different = (pair_means(weights, filled, known & which) for which in (is_same, ~is_same))
-        drawn = (same - different)[np.isfinite(same - different)]
-        defined[c] = len(drawn) / settings.resamples
-        if len(drawn):
-            low[c], high[c] = np.quantile(drawn, [tail, 1.0 - tail])
-    return low, high, defined
+        ends.append(interval(same - different, settings.confidence))
+    low, high = np.array(ends).T
+    return low, high

@@ -99,18 +99,18 @@ class SplitHalf:
 
     Attributes:
         n_pairs: known in both halves, the fewest of the splits.
-        mean, low, high: of the halves, over splits; the ends hold the central share `confidence` of the splits.
-        whole, whole_low, whole_high: the same by Spearman and Brown's formula 2 r / (1 + r): what the matrix of all
-            images would correlate with that of as many others.
+        mean: over splits.
+        splits_low, splits_high: the central 95 % of the splits. They say what the choice of the halves does, and are no
+            confidence interval: all splits are of the same images.
+        whole: of `mean`, by Spearman and Brown's formula 2 r / (1 + r): what the matrix of all images would correlate
+            with that of as many others.
     """
 
     n_pairs: int
     mean: float
-    low: float
-    high: float
+    splits_low: float
+    splits_high: float
     whole: float
-    whole_low: float
-    whole_high: float
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def halves(outcomes: Outcomes, settings: Settings) -> tuple[NDArray[np.float32],
     return both[: settings.splits], both[settings.splits :]
 
 
-def split_half(one: NDArray[np.float32], two: NDArray[np.float32], confidence: float) -> dict[str, SplitHalf]:
+def split_half(one: NDArray[np.float32], two: NDArray[np.float32]) -> dict[str, SplitHalf]:
     """How alike the matrices of two halves are: by `pearson` and `spearman`, see `SplitHalf`.
 
     Raises:
@@ -249,11 +249,10 @@ def split_half(one: NDArray[np.float32], two: NDArray[np.float32], confidence: f
     found = {}
     for name, scale in (("pearson", np.asarray), ("spearman", rankdata)):
         r = np.array([_correlation(scale(a[k]), scale(b[k])) for a, b, k in zip(one, two, known, strict=True)])
-        tail = (1.0 - confidence) / 2.0
-        ends = np.nanquantile(r, [tail, 1.0 - tail]) if np.isfinite(r).any() else np.full(2, np.nan)
-        mean = float(np.nanmean(r)) if np.isfinite(r).any() else np.nan
-        values = (mean, *ends.tolist())
-        found[name] = SplitHalf(fewest, *values, *(spearman_brown(value) for value in values))
+        mean = low = high = np.nan
+        if np.isfinite(r).any():
+            mean, (low, high) = float(np.nanmean(r)), np.nanquantile(r, [0.025, 0.975]).tolist()
+        found[name] = SplitHalf(fewest, mean, low, high, spearman_brown(mean))
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simhpc.analysis.resampling import model_weights, pair_means
+from simhpc.analysis.resampling import interval, model_weights, pair_means
 from simhpc.errors import AnalysisError
 from simhpc.seeds import derive_seed
 
@@ -93,7 +93,7 @@ class Row:
         n_pairs: with known SAT.
         n_unknown: pairs without.
         mean_sat: NaN without any.
-        ci_low, ci_high: its interval over models; NaN for fewer than two pairs.
+        ci_low, ci_high: its interval over models; NaN as of `resampling.interval`.
         minus_architecture: mean SAT minus that of the pairs that differ in architecture; of whole kinds only, else NaN.
         p_value: of the permutation test whether that is 0, two-sided; NaN where there is nothing to compare.
         p_smallest: the smallest p that the test could have given, had the similarities been as clear as can be.
@@ -229,7 +229,7 @@ def strategies(similarity: Matrix, groups: Sequence[Group], settings: Settings) 
         notes.append("no pair differs in architecture: there is nothing to compare the others with")
     elif len(of_kind) == 1:
         notes.append("all pairs differ in architecture: there is nothing to compare them with")
-    if few := [row.kind for row in rows if row.group == ALL and row.n_pairs >= 2 and row.n_models < _FEW_MODELS]:
+    if few := [row.kind for row in rows if row.group == ALL and np.isfinite(row.ci_low) and row.n_models < _FEW_MODELS]:
         notes.append(f"intervals of fewer than {_FEW_MODELS} models are too narrow: {', '.join(few)}")
     return Strategies(rows, notes)
 
@@ -243,7 +243,7 @@ def _row(
 ) -> Row:
     known = pairs & np.isfinite(similarity)
     values = similarity[np.triu(known)]
-    low, high = interval(similarity, pairs, settings, name=f"{kind} {group}")
+    low, high = interval_of(similarity, pairs, settings, name=f"{kind} {group}")
     return Row(
         kind=kind,
         group=group,
@@ -259,24 +259,20 @@ def _row(
     )
 
 
-def interval(similarity: Matrix, pairs: Mask, settings: Settings, *, name: str) -> tuple[float, float]:
+def interval_of(similarity: Matrix, pairs: Mask, settings: Settings, *, name: str) -> tuple[float, float]:
     """Percentile bootstrap of the mean SAT of these pairs, over the models that have one (see `resampling`).
-
-    Resamples in which no pair is drawn are left out.
 
     Args:
         name: what seeds the resamples, beside the seed.
     """
     known = pairs & np.isfinite(similarity)
     models = np.flatnonzero(known.any(axis=0))
-    if np.count_nonzero(known) < 4:  # each pair is there twice
+    if not len(models):
         return np.nan, np.nan
     own = np.ix_(models, models)
     weights = model_weights(len(models), settings.resamples, derive_seed(settings.seed, "strategies", name))
     drawn = pair_means(weights, np.where(known, similarity, 0.0)[own], known[own])
-    tail = (1.0 - settings.confidence) / 2.0
-    low, high = np.nanquantile(drawn, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return interval(drawn, settings.confidence)
 
 
 def permutation_test(

@@ -139,12 +139,14 @@ def _show(summary: dict[str, Any]) -> None:
     for path in summary["files"]:
         line(path)
     if found := summary.get("importance"):
-        line(f"importance: {', '.join(found['ranking'][:3])} come first")
+        first = ", ".join(found["ranking"][:3])
+        line(f"importance: {first} first" if first else "importance: 0 of each")
         in_sample, one, both = (_decimal(found[key]) for key in ("r2_in_sample", "r2_held_out", "r2_both_held_out"))
         line(f"            R2 {in_sample} in sample, {one} with one model or both held out, {both} with both")
     if found := summary.get("clusters"):
-        by = "as asked for" if found["chosen_by"] == "given" else "by the silhouette"
-        line(f"clusters:   {found['n_clusters']} {by}, mean stability {found['mean_stability']:.2f}")
+        by = {"given": " as asked for", "silhouette": " by the silhouette", "nothing": ""}[found["chosen_by"]]
+        p_value = _decimal(found["p_value"])
+        line(f"clusters:   {found['n_clusters']}{by}, mean stability {found['mean_stability']:.2f}, p = {p_value}")
         for each in found["clusters"]:
             apart = f"  ({'; '.join(each['set_apart_by'][:3])})" if each["set_apart_by"] else ""
             line(f"  {each['cluster']:>3}  {', '.join(each['models'])}{apart}")

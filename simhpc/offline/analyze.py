@@ -49,7 +49,7 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
     if settings.clusters is not None and not 2 <= settings.clusters < max(3, n):
         raise AnalysisError(f"{n} models can be put in 2 to {n - 1} clusters, not in {settings.clusters}")
     summary: dict[str, Any] = {"models": n}
-    files, notes, problems = [], [*inputs.notes], [*inputs.problems]
+    files, notes, problems = keep_components(inputs, out), [*inputs.notes], [*inputs.problems]
     for name, function in ANALYSES.items():
         if name in NEED_COMPONENTS and not inputs.columns:
             notes.append(f"{name}: not done, because it needs components of the models (--components)")
@@ -74,8 +74,6 @@ def analyze(inputs: Inputs, out: RunDir, settings: Settings, report: Callable[[s
         # Made before the families of the models were known.
         matrix = similarity.load(inputs.run.dir.similarity)
         heatmap.write(matrix, inputs.run.dir.heatmap, title=inputs.title, families=inputs.families)
-    if inputs.run is None:
-        files += keep_components(inputs, out)
     result: dict[str, Any] = plain(
         {**summary, "files": [str(path) for path in files], "notes": notes, "problems": problems}
     )

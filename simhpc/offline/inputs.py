@@ -55,6 +55,7 @@ class Inputs:
         sat: float64 (N, N), symmetric, NaN unknown.
         columns: names of C components; none if there is no table.
         components: C values of each model that they are known of.
+        is_table_given: whether those of a run are of a table that the user named (`--components`).
         notes, problems: what was found wrong with the input; a problem makes the exit code 1.
         run: the finished run that the matrix is of; None for a matrix from elsewhere.
         against: other runs to compare it with.
@@ -65,6 +66,7 @@ class Inputs:
     sat: NDArray[np.float64]
     columns: list[str] = field(default_factory=list)
     components: dict[str, list[str]] = field(default_factory=dict)
+    is_table_given: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     run: Run | None = None
@@ -127,7 +129,8 @@ def inputs_of_run(
         names=matrix.models,
         sat=matrix.sat,
         columns=table.columns,
-        components={name: row for name, row in table.rows.items() if name in set(matrix.models)},
+        components=of_models(table, matrix.models),
+        is_table_given=components_csv is not None,
         notes=[*matrix.notes],
         problems=problems,
         run=run,
@@ -195,23 +198,24 @@ def inputs_of_files(similarity_csv: Path, components_csv: Path | None) -> Inputs
         names=matrix.names,
         sat=matrix.values,
         columns=table.columns,
-        components={name: table.rows[name] for name in matrix.names if name in table.rows},
+        components=of_models(table, matrix.names),
         notes=[*matrix.notes, *doubts(matrix.values)],
         problems=problems,
     )
 
 
 def keep_components(inputs: Inputs, out: RunDir) -> list[Path]:
-    """Write the components of a matrix from elsewhere beside its analyses: the report has the families from there.
+    """Write the components that were given beside the analyses that are made of them: the report has them from there.
 
-    Without components, those of an earlier analysis are removed. Returns what was written.
+    Those of a run do not take the place of what was read from its architectures, or mended by hand. Without
+    components, those of an earlier analysis are removed. Returns what was written.
     """
-    path = out.analysis("components.csv")
-    if not inputs.columns:
+    path = out.analysis("components_given.csv" if inputs.run is not None else "components.csv")
+    is_given = inputs.run is None or inputs.is_table_given
+    if not (is_given and inputs.components):
         path.unlink(missing_ok=True)
         return []
-    rows = ([name, *inputs.components[name]] for name in inputs.names if name in inputs.components)
-    write_csv(path, ["Model name", *inputs.columns], rows)
+    write_csv(path, ["Model name", *inputs.columns], ([name, *row] for name, row in inputs.components.items()))
     return [path]
 
 
@@ -238,8 +242,23 @@ def _read_table(path: Path, names: Sequence[str]) -> tuple[NamedTable, list[str]
     lacking = table.lacks(names)
     if not lacking:
         return table, []
-    problem = f"{path} has no row for {lacking}: what needs components is done without"
+    problem = f"{path} has no row for {lacking}: what needs components is done without them"
     return (table if any(name in table.rows for name in names) else NamedTable([], {})), [problem]
+
+
+def of_models(table: NamedTable, names: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of these models, in their order."""
+    return {name: table.rows[name] for name in names if name in table.rows}
+
+
+def table_of(out: RunDir) -> NamedTable:
+    """The components that the analyses in a folder are of, if all was made in one go; empty if there are none."""
+    for name in ("components_given.csv", "components.csv"):
+        try:
+            return named_csv.read_table(out.analysis(name))
+        except AnalysisError:  # missing, or damaged
+            continue
+    return NamedTable([], {})
 
 
 def made_from(inputs: Inputs) -> dict[str, str]:
@@ -285,8 +304,9 @@ def _read_components(models: Sequence[Model], cache: Path) -> tuple[NamedTable, 
             rows[model.key] = _read_model(model)
         except ModelError as error:
             problems.append(f"components of {model.key} are unknown: {error}")
-    if rows:
-        write_csv(cache, ["Model name", *columns], ([name, *row] for name, row in rows.items()))
+    if not rows:
+        return NamedTable([], {}), problems
+    write_csv(cache, ["Model name", *columns], ([name, *row] for name, row in rows.items()))
     return NamedTable(columns, rows), problems
 
 

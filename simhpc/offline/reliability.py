@@ -9,13 +9,13 @@ from simhpc.analysis.reliability import Neighbours, Outcomes
 from simhpc.analysis.similarity import count_pairs, sat_matrix
 from simhpc.errors import AnalysisError
 from simhpc.offline.found_clusters import clusters_of
+from simhpc.offline.found_outcomes import gathered_of
 from simhpc.offline.inputs import Inputs, Other, Outcome, Settings, made_from
 from simhpc.report import reliability as reliability_report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.reliability import Against, Reliability
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
-from simhpc.stages.aggregate import gather
 
 _MOST_NAMED = 10
 
@@ -29,7 +29,7 @@ def analyze_reliability(inputs: Inputs, out: RunDir, settings: Settings) -> Outc
     )
     outcomes = _outcomes(inputs.run, inputs)
     halves = analysis.halves(outcomes, options)
-    split_half = analysis.split_half(*halves, options.confidence)
+    split_half = analysis.split_half(*halves)
     weights = analysis.resampled_weights(outcomes.n_images, options.resamples, options.seed)
     resampled = analysis.resampled_sat(outcomes, weights, options.floor_percent)
     near = analysis.neighbours(inputs.sat, resampled, outcomes.n_images)
@@ -78,7 +78,7 @@ def analyze_reliability(inputs: Inputs, out: RunDir, settings: Settings) -> Outc
 
 def _outcomes(run: Run, inputs: Inputs) -> Outcomes:
     """The run's per-image outcomes, after a look whether the matrix is of them."""
-    gathered = gather(run, lambda *_: None)
+    gathered = gathered_of(run)
     if gathered.n_images < 2:
         raise AnalysisError(f"it takes the predictions of the run: {'; '.join(gathered.problems[:3])}")
     counts = count_pairs(gathered.correct, gathered.fooled, gathered.measured)

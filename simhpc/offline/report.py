@@ -1,14 +1,14 @@
 """The report of a run: gathers what there is, and writes one HTML file (docs/analyses.md, "The report"). Offline.
 
-An analysis is shown if its JSON file is of the matrix that is shown; its section says so where it is not. A new
-analysis appears without a change here; `simhpc.report.page.about` has what it is called.
+An analysis is shown if its JSON file is of the matrix and the components that are shown; its section says so where it
+is not. A new analysis appears without a change here; `simhpc.report.page.about` has what it is called.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from simhpc.analysis.similarity import fooling_rates, similarity_order
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
 from simhpc.offline.analyze import ANALYSES, NEED_A_RUN, NEED_COMPONENTS
 from simhpc.offline.examples import examples
-from simhpc.offline.inputs import Inputs, doubts, made_from, without_root
+from simhpc.offline.inputs import Inputs, doubts, made_from, of_models, table_of, without_root
 from simhpc.report.families import families
 from simhpc.report.page import document, summary
 from simhpc.report.page.about import ABOUT, NAMES, About
@@ -66,7 +66,7 @@ def write(run: Run, path: Path) -> dict[str, Any]:
                 engine=made.engine if made else "",
             )
         )
-    tables = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv, run.dir.analysis("components.csv"))
+    tables = (run.dir.similarity_csv, run.dir.pairs_csv, run.dir.models_csv)
     content = _content(
         Content(
             title=run.study.name,
@@ -121,8 +121,7 @@ def write_of_files(similarity_csv: Path, analyses: Path, path: Path) -> dict[str
         problems=[],
         notes=[*read.notes, *doubts(read.values)],
     )
-    components = RunDir(analyses).analysis("components.csv")
-    files = (_file(similarity_csv, similarity_csv.parent), _file(components, analyses))
+    file = _file(similarity_csv, similarity_csv.parent)
     content = Content(
         title=similarity_csv.stem,
         matrix=matrix,
@@ -130,7 +129,7 @@ def write_of_files(similarity_csv: Path, analyses: Path, path: Path) -> dict[str
         models=[ModelRow(name, "") for name in read.names],
         provenance=[("matrix", similarity_csv.name)],
         hashes=[],
-        files=[file for file in files if file],
+        files=[file] if file else [],
     )
     return _write(_content(content, RunDir(analyses), None), path)
 
@@ -152,23 +151,27 @@ def _content(begun: Content, where: RunDir, run: Run | None) -> Content:
     Args:
         run: the finished run that the matrix is of; None for a matrix from elsewhere.
     """
-    matrix = begun.matrix
-    sha256 = made_from(Inputs(begun.title, matrix.models, matrix.sat))["similarity_sha256"]
-    found = {name: _analysis(name, where, sha256, _without(name, run)) for name in _names(where)}
+    matrix, table = begun.matrix, table_of(where)
+    inputs = Inputs(begun.title, matrix.models, matrix.sat, table.columns, of_models(table, matrix.models))
+    shown = made_from(inputs)
+    found = {name: _analysis(name, where, shown, _without(name, run)) for name in _names(where)}
     grouping = None
     if not found["clusters"].absent:
         try:
             grouping = _grouping(where)
         except (BadFileError, KeyError, TypeError, ValueError):
             found["clusters"] = replace(_nothing("clusters"), absent=_damaged("clusters"))
-    own = _families(matrix, where)
+    timm_names = {key: timm for key, timm in zip(matrix.models, matrix.timm_names, strict=True) if timm}
+    own = families(matrix.models, inputs.columns, inputs.components, timm_names)
+    components = [_file(where.analysis(name), where.root) for name in ("components_given.csv", "components.csv")]
     return replace(
         begun,
         models=[replace(row, family=family) for row, family in zip(begun.models, own, strict=True)],
         orders=_orders(matrix, own, grouping),
         grouping=grouping,
         analyses=list(found.values()),
-        hashes=[*begun.hashes, ("matrix", sha256)],
+        hashes=[*begun.hashes, ("matrix", shown["similarity_sha256"])],
+        files=[*begun.files, *[file for file in components if file][:1]],
     )
 
 
@@ -198,7 +201,13 @@ def _without(name: str, run: Run | None) -> str:
     return f"Not done. The command simhpc analyze --similarity MATRIX{also} does it, or says why it cannot be done."
 
 
-def _analysis(name: str, where: RunDir, sha256: str, without: str) -> Analysis:
+def _analysis(name: str, where: RunDir, shown: Mapping[str, str], without: str) -> Analysis:
+    """One section.
+
+    Args:
+        shown: what `made_from` says of what the page shows. A file that says nothing of components knows none.
+        without: what is said if the analysis was not done.
+    """
     about, nothing = ABOUT.get(name, About(name)), _nothing(name)
     path = where.analysis(f"{name}.json")
     try:
@@ -207,8 +216,12 @@ def _analysis(name: str, where: RunDir, sha256: str, without: str) -> Analysis:
         return replace(nothing, absent=without)
     except BadFileError:
         return replace(nothing, absent=_damaged(name))
-    if result.get("similarity_sha256") != sha256:
+    if result.get("similarity_sha256") != shown["similarity_sha256"]:
         return replace(nothing, absent="Out of date: of another matrix than this one. Made anew by: simhpc analyze")
+    if result.get("components_sha256", shown["components_sha256"]) != shown["components_sha256"]:
+        return replace(
+            nothing, absent="Out of date: with other components of the models than now. Made anew by: simhpc analyze"
+        )
     svg, png = (_file(where.figure(f"{name}.{suffix}"), where.root) for suffix in ("svg", "png"))
     is_large = svg is not None and png is not None and png.n_bytes < svg.n_bytes > _MOST_SVG_BYTES
     files = [_file(where.analysis(file), where.root) for file in (f"{name}.csv", *about.files)]
@@ -259,16 +272,6 @@ def _grouping(where: RunDir) -> Grouping:
             sat_at_height_0=float(tree["sat_at_height_0"]),
         ),
     )
-
-
-def _families(matrix: SimilarityMatrix, where: RunDir) -> list[str]:
-    try:
-        table = named_csv.read_table(where.analysis("components.csv"))
-        columns, components = table.columns, table.rows
-    except AnalysisError:
-        columns, components = [], {}
-    timm_names = {key: timm for key, timm in zip(matrix.models, matrix.timm_names, strict=True) if timm}
-    return families(matrix.models, columns, components, timm_names)
 
 
 def _orders(matrix: SimilarityMatrix, own: Sequence[str], grouping: Grouping | None) -> dict[str, list[int]]:

@@ -15,13 +15,13 @@ from simhpc.analysis import representations as analysis
 from simhpc.analysis.reliability import Outcomes
 from simhpc.analysis.representations import Measure
 from simhpc.errors import AnalysisError, BadFileError, MissingInputError
+from simhpc.offline.found_outcomes import gathered_of
 from simhpc.offline.inputs import Inputs, Outcome, Settings, made_from, without_root
 from simhpc.report import representations as report
 from simhpc.report.figure import write_svg_and_png
 from simhpc.report.tables import write_json
 from simhpc.rundir import Run, RunDir
 from simhpc.seeds import derive_seed
-from simhpc.stages.aggregate import gather
 from simhpc.stages.progress import read_progress
 from simhpc.stages.representations import PASSES_PER_GRADIENT, STAGE, usable_header
 from simhpc.store import representations, similarity
@@ -215,7 +215,7 @@ def sat_halves(run: Run, names: Sequence[str], seed: int) -> NDArray[np.float64]
 
     The same seed gives the halves that "How sure is it" has, and so the same reliability.
     """
-    gathered = gather(run, lambda *_: None)
+    gathered = gathered_of(run)
     keys, k = [model.key for model in run.study.models], len(names)
     at = [keys.index(name) for name in names]
     if gathered.n_images < 2:

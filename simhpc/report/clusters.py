@@ -60,7 +60,8 @@ def summary(found: Clusters, names: Sequence[str], settings: Settings, words: Se
     return {
         "settings": asdict(settings),
         "n_clusters": int(found.labels.max()),
-        "chosen_by": "given" if settings.k is not None else "silhouette",
+        "chosen_by": "nothing" if not found.choices else "given" if settings.k is not None else "silhouette",
+        "p_value": found.p_value,
         "k_by_silhouette": found.k_by_silhouette,
         "k_by_eigengap": found.k_by_eigengap,
         "choices": [asdict(choice) for choice in found.choices],

@@ -61,7 +61,7 @@ def summary(found: Importance, columns: Sequence[str], settings: Settings) -> di
         "n_pairs": found.n_pairs,
         "n_pairs_unknown": found.n_unknown,
         "folds": found.folds,
-        "ranking": [columns[c] for c in ranking(found)],
+        "ranking": [columns[c] for c in ranking(found) if found.in_sample_mean[c] > 0],
         "notes": found.notes,
     }
 

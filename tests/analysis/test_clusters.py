@@ -86,6 +86,62 @@ def test_clusters_that_are_not_there_are_known_to_be_unsure():
     assert c.clusters((noise + noise.T) / 2, replace(FEW, k=6)).stability.mean() < 0.9
 
 
+def noise(n, seed, level=0.0):
+    """Pairs that differ by chance alone, and models that are more or less alike to all others."""
+    random = np.random.default_rng(seed)
+    matrix, own = np.triu(random.normal(3, 0.3, (n, n)), 1), random.normal(0, level, n)
+    return matrix + matrix.T + own + own[:, None]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "inside", "outside"),
+    [
+        ((6, 6), 3.5, 1.5),
+        ((5, 4, 4), 3.5, 1.5),
+        ((20, 15, 10), 3.2, 2.8),
+        (12 * (5,), 3.0, 2.5),
+        ((5, 4, 3), 1.0, -1.0),
+    ],
+)
+def test_groups_that_are_there_are_told_from_chance(sizes, inside, outside):
+    matrix, _ = blocks(sizes, inside, outside)
+    level = np.random.default_rng(1).normal(0, 0.5, len(matrix))
+    assert c.chance(matrix, FEW) == c.chance(matrix + level + level[:, None], FEW) == 0.01
+
+
+@pytest.mark.parametrize("n", [8, 20])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_groups_of_noise_are_called_chance_as_often_as_p_says(n, level):
+    p_values = np.array([c.chance(noise(n, seed, level), replace(FEW, seed=1000 + seed)) for seed in range(150)])
+    for share in (0.05, 0.25, 0.5):
+        # More than 3.5 standard deviations of the binomial off would be an accident of one in 2,000.
+        assert np.mean(p_values <= share) == pytest.approx(share, abs=3.5 * np.sqrt(share * (1 - share) / 150))
+
+
+def test_noise_on_which_k_means_agrees_is_called_chance():
+    """That runs agree says nothing of that."""
+    found = [c.clusters(noise(40, seed), c.Settings(k=2, most=2, runs=10, seed=1000 + seed)) for seed in range(6)]
+    assert sum(each.stability.min() == 1.0 for each in found) >= 2
+    for each in found:
+        assert any("may be chance" in note for note in each.notes) == (each.p_value > 0.05)
+    assert sum(each.p_value > 0.05 for each in found) >= 4
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_levels_are_those_of_least_squares_and_triples_are_counted(n):
+    matrix = noise(n, n, level=0.5)
+    pairs = list(itertools.combinations(range(n), 2))
+    design = np.array([[1.0, *((m == a) + (m == b) for m in range(n))] for a, b in pairs])
+    target = np.array([matrix[pair] for pair in pairs])
+    residuals = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    left = c.without_levels(matrix)
+    np.testing.assert_allclose([left[pair] for pair in pairs], residuals, atol=1e-12)
+    np.testing.assert_allclose(left, left.T, atol=1e-12)
+    triples = sum(left[i, j] * left[j, k] * left[k, i] for i, j, k in itertools.product(range(n), repeat=3))
+    length = np.sqrt((left**2).sum())
+    assert c.transitivity(left) == pytest.approx(triples / length**3 if n > 3 else 0.0)
+
+
 @given(st.data())
 def test_stability_equals_counting_one_by_one(data):
     n = data.draw(st.integers(2, 7))
@@ -158,6 +214,7 @@ def test_where_all_are_equally_alike_there_is_one_cluster(value):
         found = c.clusters(np.full((6, 6), value), replace(FEW, k=k))
         assert found.labels.tolist() == [1] * 6
         assert any("nothing to tell clusters by" in note for note in found.notes)
+        assert np.isnan(found.p_value)
         assert found.tree.shape == (5, 4)
 
 

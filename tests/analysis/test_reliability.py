@@ -109,21 +109,23 @@ def test_halves_share_no_image_and_correlate_as_scipy_says(n):
     for half, images in ((one, first[: n // 2]), (two, first[n // 2 : 2 * (n // 2)])):
         part = r.Outcomes(len(images), pack_bits(right[:, images]), pack_bits(fooled[:, :, images]), outcomes.measured)
         np.testing.assert_allclose(half[0], matrix_of(part)[np.triu_indices(5, 1)], atol=1e-5)
-    found = r.split_half(one, two, 0.95)
+    found = r.split_half(one, two)
     for name, function in (("pearson", pearsonr), ("spearman", spearmanr)):
         slow = [function(a, b)[0] for a, b in zip(one.astype(float), two.astype(float), strict=True)]
         assert found[name].mean == pytest.approx(np.mean(slow), abs=1e-6)
-        assert (found[name].low, found[name].high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=1e-6)
+        assert [found[name].splits_low, found[name].splits_high] == pytest.approx(
+            np.quantile(slow, [0.025, 0.975]), abs=1e-6
+        )
         assert found[name].whole == pytest.approx(2 * np.mean(slow) / (1 + np.mean(slow)), abs=1e-6)
 
 
 def test_a_matrix_of_groups_is_reliable_and_one_of_equals_is_not():
     _, _, outcomes = made(10, 800, grouped(10))
-    assert r.split_half(*r.halves(outcomes, FEW), 0.95)["pearson"].whole > 0.95
+    assert r.split_half(*r.halves(outcomes, FEW))["pearson"].whole > 0.95
     # Equal but for chance; models of one accuracy share easy and hard images with nobody.
     _, _, outcomes = made(10, 800, np.full((10, 10), 0.3))
-    found = r.split_half(*r.halves(outcomes, FEW), 0.95)["pearson"]
-    assert found.low < 0.2
+    found = r.split_half(*r.halves(outcomes, FEW))["pearson"]
+    assert found.splits_low < 0.2
     assert abs(found.mean) < 0.35
 
 
@@ -137,7 +139,7 @@ def test_spearman_and_brown_by_hand():
 def test_too_few_pairs_for_halves():
     _, _, outcomes = made(2, 50, grouped(2))
     with pytest.raises(AnalysisError, match="3 pairs known in both halves of the images, there are 1"):
-        r.split_half(*r.halves(outcomes, FEW), 0.95)
+        r.split_half(*r.halves(outcomes, FEW))
 
 
 def pairs(*rows):

@@ -96,7 +96,7 @@ def test_means_by_hand():
     found = s.strategies(similarity, groups, FEW)
     whole = row_of(found, "initialisation")
     assert (whole.n_models, whole.n_pairs, whole.n_unknown, whole.mean_sat) == (4, 2, 0, 3.5)
-    assert (whole.ci_low, whole.ci_high) == (3.0, 4.0)
+    assert np.isnan(whole.ci_low)  # in more than one in twenty resamples neither of the two pairs is drawn
     assert whole.minus_architecture == 1.5
     assert row_of(found, "initialisation", "y").mean_sat == 3.0
     assert np.isnan(row_of(found, "initialisation", "y").ci_low)  # a single pair
@@ -191,7 +191,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     whole = ~np.eye(20, dtype=bool)
     held = 0
     for seed in range(100):
-        low, high = s.interval(matrix(20, seed, level=0.3, noise=0.4), whole, s.Settings(resamples=300), name="x")
+        low, high = s.interval_of(matrix(20, seed, level=0.3, noise=0.4), whole, s.Settings(resamples=300), name="x")
         held += low <= 2.0 <= high
     assert 86 <= held <= 99
 

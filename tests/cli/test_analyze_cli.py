@@ -94,6 +94,19 @@ def test_without_components_it_says_what_was_not_done(simhpc, given):
     assert "3 by the silhouette" in out
 
 
+def test_of_equal_models_nothing_is_said_to_come_first(simhpc, given):
+    names = [f"model-{k}" for k in range(12)]
+    with (given / "equal.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["", *names], *([name, *12 * [2.0]] for name in names)])
+    code, out, _ = simhpc(
+        "analyze", "--similarity", given / "equal.csv", "--components", given / "table.csv", "--clusters", "3"
+    )
+    assert code == 0
+    assert "importance: 0 of each" in out
+    assert "clusters:   1, mean stability 1.00, p = unknown" in out
+    assert json.loads((given / "equal-analysis" / "analysis" / "importance.json").read_text())["ranking"] == []
+
+
 def test_what_could_not_be_done_is_exit_code_1(simhpc, tmp_path):
     (tmp_path / "two.csv").write_text("m,a,b\na,4,1\nb,1,4\n")
     code, out, err = simhpc("analyze", "--similarity", tmp_path / "two.csv")

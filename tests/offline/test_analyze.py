@@ -258,7 +258,7 @@ def test_a_table_in_place_of_reading(copied: Run, tmp_path, monkeypatch):
     table.write_text("name,Base\nvit,ViT\ncnn,CNN\n")
     inputs = analysis_inputs.inputs_of_run(copied, copied.dir, table)
     assert inputs.components == {"cnn": ["CNN"], "vit": ["ViT"]}
-    assert inputs.problems == [f"{table} has no row for 'convnext': what needs components is done without"]
+    assert inputs.problems == [f"{table} has no row for 'convnext': what needs components is done without them"]
 
 
 def test_a_run_without_a_matrix_says_what_makes_one(copied: Run):

@@ -47,7 +47,7 @@ def inputs(monkeypatch):
     fooled = (random.random((m, m, n)) < rate[:, :, None]) & right & right[:, None]
     everything = np.ones((m, m), dtype=bool)
     gathered = aggregate.Gathered(n, pack_bits(right), pack_bits(fooled), everything, everything[0], [])
-    monkeypatch.setattr(stage, "gather", lambda run, report: gathered)
+    monkeypatch.setattr(stage, "gathered_of", lambda run: gathered)
     names = [f"model-{k}" for k in range(m)]
     counts = count_pairs(gathered.correct, gathered.fooled, everything)
     return Inputs("made", names, sat_matrix(counts, 0.01), run=FakeRun(names))
@@ -107,7 +107,7 @@ def test_predictions_of_another_time_are_told(inputs, tmp_path, monkeypatch):
     with pytest.raises(AnalysisError, match="other predictions than lie here now: run `simhpc aggregate`"):
         stage.analyze_reliability(replace(inputs, sat=inputs.sat + 0.1), RunDir(tmp_path), Settings())
     empty = aggregate.Gathered(0, *[np.zeros((8, 0))] * 4, ["model-0.h5 does not exist"])
-    monkeypatch.setattr(stage, "gather", lambda run, report: empty)
+    monkeypatch.setattr(stage, "gathered_of", lambda run: empty)
     with pytest.raises(AnalysisError, match="it takes the predictions of the run: model-0.h5 does not exist"):
         stage.analyze_reliability(inputs, RunDir(tmp_path), Settings())
 

@@ -15,7 +15,7 @@ from report.synthetic import EPS, synthetic_run
 from simhpc.errors import MissingInputError
 from simhpc.offline import analyze
 from simhpc.offline import report as stage
-from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run
+from simhpc.offline.inputs import Settings, inputs_of_files, inputs_of_run, keep_components
 from simhpc.report.page import document
 from simhpc.rundir import RunDir, open_run
 from simhpc.stages import aggregate
@@ -177,6 +177,58 @@ def test_analyses_of_another_matrix_are_not_shown(tmp_path):
     assert page.all("svg", id="tree") == []
     assert page.facts("clusters") == {}
     assert "cluster" not in [option["value"] for option in page.inside(page.one("select", id="order"), "option")]
+
+
+def test_an_analysis_of_other_components_is_not_shown(tmp_path):
+    run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
+    analyzed(run, ["importance"])
+    assert "importance" in sections(page_of(run)[0])
+    table = run.dir.analysis("components.csv")
+    table.write_text(table.read_text().replace(",BN,", ",GN,"))
+    made, page = page_of(run)
+    assert made["sections"]["importance"].startswith("Out of date: with other components of the models than now.")
+    assert page.facts("importance") == {}
+
+
+def test_a_table_that_was_given_is_the_one_of_the_page(tmp_path):
+    """Of a run that has a table of its own, and of a matrix that has none."""
+    run = synthetic_run(tmp_path / "run", n_models=6, n_attacked=0)
+    given, matrix = tmp_path / "mine.csv", tmp_path / "matrix.csv"
+    keys = similarity.load(run.dir.similarity).models
+    lines = [f"{key},{kind},{k % 3}" for k, (key, kind) in enumerate(zip(keys, 3 * ["old", "new"], strict=True))]
+    given.write_text("\n".join(["name,Family,Stem", *lines, "somebody,old,1"]))
+    matrix.write_bytes(run.dir.similarity_csv.read_bytes())
+    fast = Settings(boosting=Boosting(stages=5, max_depth=2))
+    elsewhere = RunDir(tmp_path / "matrix-analysis")
+    for where, name, inputs_of, made_of in (
+        (
+            run.dir,
+            "components_given.csv",
+            lambda csv: inputs_of_run(run, run.dir, csv),
+            lambda: stage.write(run, run.dir.report),
+        ),
+        (
+            elsewhere,
+            "components.csv",
+            lambda csv: inputs_of_files(matrix, csv),
+            lambda: stage.write_of_files(matrix, elsewhere.root, elsewhere.report),
+        ),
+    ):
+        keep_components(inputs_of(given), where)
+        analyze.ANALYSES["importance"](inputs_of(given), where, fast)
+        assert "importance" in sections(made_of())
+        page = Page(where.report.read_text(encoding="utf-8"))
+        assert [model["family"] for model in json.loads(page.one("script", id="data").text)["models"]] == 3 * [
+            "old",
+            "new",
+        ]
+        had = {link["download"] for link in page.all("a") if link["download"]}
+        assert had & {"components_given.csv", "components.csv"} == {name}
+        assert "somebody" not in where.analysis(name).read_text()
+        # Without it, what it was needed for is no longer of what is shown.
+        keep_components(inputs_of(None), where)
+        assert not where.analysis(name).exists()
+        assert made_of()["sections"]["importance"].startswith("Out of date: with other components")
 
 
 def test_an_analysis_that_nothing_is_known_of_appears(tmp_path):

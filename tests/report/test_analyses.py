@@ -122,7 +122,8 @@ def test_of_very_many_models_only_some_are_named():
     tree = np.array([[0, 1, 0.1, 2], *[[m + k, k + 2, 0.1 + k, k + 3] for k in range(m - 2)]])
     found = clustering.Clusters(
         kept=np.arange(m), left_out=np.arange(0), labels=labels, stability=np.ones(m), coassignment=np.ones((m, m)),
-        choices=[], k_by_eigengap=1, k_by_silhouette=1, tree=tree, height_at_zero=4.0, n_clipped=0, notes=[],
+        choices=[], p_value=np.nan, k_by_eigengap=1, k_by_silhouette=1, tree=tree, height_at_zero=4.0, n_clipped=0,
+        notes=[],
     )  # fmt: skip
     figure = clusters_report.draw(found, np.eye(m), [f"m{k}" for k in range(m)], families(m), title="x")
     assert len(figure.axes[0].get_yticklabels()) == len(figure.axes[1].get_yticklabels()) == 101

@@ -51,6 +51,7 @@ ABOUT = {
             "k": "clusters",
             "n_clusters": "number of clusters",
             "chosen_by": "number chosen by",
+            "p_value": "p, were there no groups at all",
             "k_by_silhouette": "number by the silhouette",
             "k_by_eigengap": "number by the eigengap",
             "choices": "What speaks for each number of clusters",
