@@ -7,13 +7,14 @@ from pathlib import Path
 
 from simhpc.rundir import Run
 from simhpc.stages.aggregate import Gathered, gather
+from simhpc.store.filecache import identity
 
 _last: list[tuple[list[object], Gathered]] = []
 
 
 def gathered_of(run: Run) -> Gathered:
     """What `aggregate.gather` finds, which takes long for many models; the last one is kept. Not to be changed."""
-    state = [_state(path) for path in _files(run)]
+    state: list[object] = [(path, identity(path)) for path in _files(run)]
     if not _last or _last[0][0] != state:
         _last[:] = [(state, gather(run, lambda *_: None))]
     return _last[0][1]
@@ -23,11 +24,3 @@ def _files(run: Run) -> Iterator[Path]:
     for model in run.study.models:
         yield run.dir.predictions(model.key)
         yield run.dir.adversarial(model.key)
-
-
-def _state(path: Path) -> object:
-    try:
-        found = path.stat()
-    except OSError:
-        return path, None
-    return path, found.st_mtime_ns, found.st_size, found.st_ino

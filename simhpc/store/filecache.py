@@ -33,7 +33,7 @@ def each_file_once() -> Iterator[None]:
 
 def exists(path: Path) -> bool:
     """Whether there is anything at `path`."""
-    return _identity(path) is not None
+    return identity(path) is not None
 
 
 def cached_by_file(read: Callable[[Path], Value]) -> Callable[[Path], Value]:
@@ -46,17 +46,17 @@ def cached_by_file(read: Callable[[Path], Value]) -> Callable[[Path], Value]:
 
     @functools.wraps(read)
     def reader(path: Path) -> Value:
-        identity = _identity(path)
-        if identity is None:
+        found = identity(path)
+        if found is None:
             return read(path)
-        if path not in known or known[path][0] != identity:
-            known[path] = (identity, read(path))
+        if path not in known or known[path][0] != found:
+            known[path] = (found, read(path))
         return known[path][1]
 
     return reader
 
 
-def _identity(path: Path) -> _Identity | None:
+def identity(path: Path) -> _Identity | None:
     """What tells a file from another in its place; None if there is none."""
     seen = _looked_at.get()
     if seen is not None and path in seen:
