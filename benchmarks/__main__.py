@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks import attacks, evaluation, machine, precision, scale, scaling, storage, summary, training
 from benchmarks.measures import Part
 from benchmarks.options import Options
-from benchmarks.peers import PEERS
+from benchmarks.peers import DEFAULTS, PEERS
 from benchmarks.settings import Precision
 
 PARTS: dict[str, Callable[[Options, Path], Part]] = {
@@ -42,7 +42,7 @@ PARTS: dict[str, Callable[[Options, Path], Part]] = {
     "attacks": attacks.measure,
 }
 
-MODELS = ("resnet50", "resnet18", "vit_tiny_patch16_224")
+MODELS = ("resnet50", "resnet18", "vit_tiny_patch16_224", attacks.DIGITS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,11 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=cores)
-    parser.add_argument("--models", type=_names(None), default=list(MODELS), metavar="A,B", help="timm names")
-    parser.add_argument("--libraries", type=_names(PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument(
-        "--precision", type=_names(get_args(Precision)), default=["float32"], help=", ".join(get_args(Precision))
+        "--models", type=_names(None), default=list(MODELS), metavar="A,B", help=f"timm names, {attacks.DIGITS}"
     )
+    parser.add_argument("--libraries", type=_names(PEERS), default=None, metavar="A,B", help=", ".join(PEERS))
+    precisions = [name for name in get_args(Precision) if name != "default"]
+    parser.add_argument("--precision", type=_names(precisions), default=["float32"], help=", ".join(precisions))
     parser.add_argument("--compile", action="store_true", help="measure each precision compiled as well")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="of PGD on the random models")
@@ -121,8 +122,8 @@ def _options(given: argparse.Namespace) -> Options:
     return Options(
         device=torch.device(given.device),
         threads=given.threads,
-        models=tuple(given.models) if not given.quick else ("test_resnet",),
-        libraries=tuple(given.libraries),
+        models=tuple(given.models) if not given.quick else ("test_resnet", attacks.DIGITS),
+        libraries=tuple(given.libraries or _peers(given.device)),
         configurations=tuple((precision, each) for precision in given.precision for each in compiled),
         batch_size=given.batch_size if not given.quick else 4,
         steps=given.steps if not given.quick else 2,
@@ -130,6 +131,11 @@ def _options(given: argparse.Namespace) -> Options:
         frozen_peers=given.frozen_peers,
         quick=given.quick,
     )
+
+
+def _peers(device: str) -> list[str]:
+    """All; a CPU knows no other precision than torch's default."""
+    return [name for name in PEERS if device == "cuda" or name != DEFAULTS]
 
 
 if __name__ == "__main__":

@@ -38,11 +38,15 @@ class Attacker:
         library: its name.
         module: what the library calls once per forward pass; a copy of its own.
         attack: uint8 (N, 3, S, S) images and int64 (N,) labels, on the CPU, to uint8 adversarial images.
+        prepare: called once before the first attack.
+        replayed: images that went forward and backward in a CUDA graph so far, which calls no module.
     """
 
     library: str
     module: nn.Module
     attack: Callable[[Tensor, Tensor], Tensor]
+    prepare: Callable[[], None] = lambda: None
+    replayed: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -68,11 +72,16 @@ def counted(attacker: Attacker, images: Tensor, labels: Tensor) -> tuple[Tensor,
     def backward(gradient: Tensor) -> None:
         passes.backward += len(gradient)
 
+    before = attacker.replayed()
     handle = attacker.module.register_forward_hook(forward)
     try:
-        return attacker.attack(images, labels), passes
+        adversarial = attacker.attack(images, labels)
     finally:
         handle.remove()
+    replayed = attacker.replayed() - before
+    passes.forward += replayed
+    passes.backward += replayed
+    return adversarial, passes
 
 
 def to_levels(pixels: Tensor) -> Tensor:

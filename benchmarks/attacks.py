@@ -21,6 +21,9 @@ from benchmarks.worker import Worker, workers
 
 SIZE_PX = 224
 
+DIGITS = "digits"
+"""The trained model, among the names of timm's."""
+
 DIGITS_STEPS = 50
 """The default of a study. With 20, other random starts move self-fooling by as much as is tolerated below."""
 
@@ -38,10 +41,8 @@ STARTS = 3
 def measure(options: Options, scratch: Path) -> Part:
     """Attack each model in each configuration, and a trained one whose self-fooling means something."""
     part = Part()
-    digits = _first(
-        trained_digits(scratch / "digits", *((100, 4) if options.quick else (1000, 10))), options.batch_size
-    )
-    part.facts["images of digits"] = len(digits.images)
+    names = [name for name in options.models if name != DIGITS]
+    digits = _digits(options, part, scratch) if DIGITS in options.models else None
     for precision, compiled in options.configurations:
         set_precision(precision)
         settings = AttackSettings(
@@ -51,16 +52,24 @@ def measure(options: Options, scratch: Path) -> Part:
             precision=precision,
             compiled=compiled,
         )
-        for name in options.models:
+        for name in names:
             victim = untrained(name, options.batch_size, SIZE_PX)
             part.facts[f"{name}: gradient GFLOP per image"] = gradient_flops(victim.model, SIZE_PX) / 1e9
             compare(victim, settings, options, part, scratch, is_trained=False)
+        if digits is None:
+            continue
         with torch_state_kept():
             torch.set_num_threads(DIGITS_THREADS)
             steps = 2 if options.quick else DIGITS_STEPS
             compare(digits, replace(settings, steps=steps), options, part, scratch, is_trained=True)
     set_precision("float32")
     return part
+
+
+def _digits(options: Options, part: Part, scratch: Path) -> Victim:
+    found = _first(trained_digits(scratch / DIGITS, *((100, 4) if options.quick else (1000, 10))), options.batch_size)
+    part.facts[f"images of {DIGITS}"] = len(found.images)
+    return found
 
 
 def label(name: str, precision: Precision, *, compiled: bool) -> str:

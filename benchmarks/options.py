@@ -14,7 +14,7 @@ class Options:
     """Of a whole invocation; each part takes what concerns it.
 
     Attributes:
-        models: timm names that are attacked, at 224 pixels.
+        models: timm names that are attacked, at 224 pixels, and the trained one (`attacks.DIGITS`).
         libraries: peers to compare with.
         configurations: pairs of precision and whether to compile, each measured on every model.
         repetitions: rounds, after one warm-up.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.attacker import Attacker, Victim, to_levels
-from benchmarks.settings import AttackSettings, as_asked
+from benchmarks.settings import AttackSettings, as_asked, set_precision
 
 
 class Normalised(nn.Module):
@@ -106,8 +107,19 @@ def with_art(victim: Victim, settings: AttackSettings, *, frozen: bool = False) 
     return Attacker("art", module, attack)
 
 
+DEFAULTS = "torchattacks-defaults"
+"""What most people run: not compiled, and in the precision that torch has by itself."""
+
+
+def with_defaults(victim: Victim, settings: AttackSettings, *, frozen: bool = False) -> Attacker:
+    """`with_torchattacks`, whatever the precision of the others."""
+    set_precision("default")
+    return with_torchattacks(victim, replace(settings, precision="default", compiled=False), frozen=frozen)
+
+
 PEERS: dict[str, Callable[..., Attacker]] = {
     "torchattacks": with_torchattacks,
+    DEFAULTS: with_defaults,
     "foolbox": with_foolbox,
     "art": with_art,
 }

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16", "default"]
+"""`default` is what torch does unless it is told otherwise: float32, with TF32 in convolutions alone."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class AttackSettings:
 def set_precision(precision: Precision) -> None:
     """Let matrix products and convolutions of float32 use TF32, or keep them from it, in the whole process."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    # cudnn's convolutions use TF32 unless told otherwise.
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision in ("tf32", "default")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from benchmarks.settings import AttackSettings, set_precision
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: on a CPU resident, with CUDA allocated on the device.
+    """Bytes: on a CPU resident, with CUDA reserved on the device.
 
     Attributes:
         before: when the model was loaded and nothing attacked.
@@ -98,6 +98,7 @@ def serve(connection: Connection, given: Path, library: str, threads: int, froze
     set_precision(settings.precision)
     made = ours.attacker(victim, settings) if library == OURS else peers.PEERS[library](victim, settings, frozen=frozen)
     device, before = settings.device, memory_bytes(settings.device, "VmRSS")
+    made.prepare()
 
     def timed(n: int) -> float:
         images, labels = victim.images[:n], victim.labels[:n]
@@ -128,13 +129,14 @@ def serve(connection: Connection, given: Path, library: str, threads: int, froze
 
 
 def memory_bytes(device: torch.device, name: str) -> int:
-    """With CUDA what is allocated, or was at most (`VmHWM`); on a CPU that line of this process's /proc status.
+    """With CUDA what torch has reserved, or had at most (`VmHWM`); on a CPU that line of this process's /proc status.
 
     Not getrusage: its peak starts at the parent's.
     """
     if device.type == "cuda":
         peak = name == "VmHWM"
-        return int(torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device))
+        # Reserved: what a CUDA graph works in is not counted as allocated.
+        return int(torch.cuda.max_memory_reserved(device) if peak else torch.cuda.memory_reserved(device))
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simhpc.attacks.gradient import StepGraph
+
 
 @dataclass(frozen=True)
 class Target:
@@ -16,11 +18,13 @@ class Target:
     Attributes:
         classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, K >= 2, on `device`, frozen.
         memory_format: of the pixels that it is given.
+        graph: a step of an attack on it, recorded.
     """
 
     classifier: nn.Module
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
+    graph: StepGraph | None = None
 
     def moved(self, tensor: Tensor) -> Tensor:
         """A tensor of the CPU's on the device; on the way there, nothing waits for it."""

@@ -2,9 +2,103 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from simhpc.attacks.backoff import is_out_of_memory
+
+_WARM_UPS = 3
+"""Steps before one is recorded: libraries choose and set up their kernels in the first ones."""
+
+_GRAPH_TOLERANCE = 1e-2
+"""Of the relative difference between a graph's gradient and the model's own. Kernels that add in any order move a
+gradient by 1e-6, in bfloat16 by 1e-3; one that was computed from other memory is altogether another."""
+
+
+def input_gradient(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's cross-entropy by its pixels (B, 3, H, W), and the cross-entropies in nats (B,).
+
+    Args:
+        classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, frozen.
+        pixels: float32 (B, 3, H, W).
+        labels: int64 (B,).
+    """
+    with torch.enable_grad():
+        variable = pixels.detach().requires_grad_(True)
+        loss = functional.cross_entropy(classifier(variable), labels, reduction="none")
+        # Summed, so that an image's gradient does not depend on its batch.
+        (gradient,) = torch.autograd.grad(loss.sum(), variable)
+    return gradient, loss.detach()
+
+
+class StepGraph:
+    """`input_gradient` as one CUDA graph: a step is one launch in place of hundreds.
+
+    Args:
+        classifier: see `input_gradient`; on a CUDA device, compiled without CUDA graphs of its own, or not at all.
+        pixels: a batch of the shape, layout and device that it is recorded for.
+        labels: likewise.
+
+    Attributes:
+        n_replays: steps taken so far.
+
+    Raises:
+        RuntimeError: a step of this model cannot be recorded, or gives something else when it is replayed.
+        torch.OutOfMemoryError: there is no memory for it.
+    """
+
+    def __init__(self, classifier: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+        self.n_replays = 0
+        # Recorded from other values than it is tried with below: what it has copied from them would show.
+        self._pixels, self._labels = torch.zeros_like(pixels), torch.zeros_like(labels)
+        aside = _side_stream(pixels.device)
+        aside.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                expected = input_gradient(classifier, pixels, labels)[0].cpu()
+        torch.cuda.current_stream(pixels.device).wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=aside):
+            self._gradient, self._loss = input_gradient(classifier, self._pixels, self._labels)
+        found = self.replay(pixels, labels)[0].cpu()
+        off = float((found - expected).norm() / expected.norm().clamp_(min=1e-30))
+        if not off <= _GRAPH_TOLERANCE:
+            raise RuntimeError(f"a CUDA graph's gradient is another: relative difference {off:.1g}")
+
+    def fits(self, pixels: Tensor) -> bool:
+        """Whether it was recorded for such a batch."""
+        return (pixels.shape, pixels.stride()) == (self._pixels.shape, self._pixels.stride())
+
+    def replay(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `input_gradient` gives, in memory that the next replay overwrites."""
+        self._pixels.copy_(pixels)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        self.n_replays += 1
+        return self._gradient, self._loss
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: of every stream that it is used on, cuBLAS keeps memory for ever."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def try_graph(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[StepGraph | None, str]:
+    """A `StepGraph`, or None and why there is none.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for it.
+    """
+    try:
+        return StepGraph(classifier, pixels, labels), ""
+    except Exception as error:  # of a model's own code, too
+        if is_out_of_memory(error):
+            raise
+        return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class InputGradient:
@@ -14,30 +108,32 @@ class InputGradient:
 
     Args:
         classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits.
+        graph: a step of it, recorded; used for batches that it fits.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, graph: StepGraph | None = None) -> None:
         self._classifier = classifier
+        self._graph = graph
         self._sum: Tensor | float = 0.0
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> Tensor:
         return self.with_loss(pixels, labels)[0]
 
     def with_loss(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if pixels.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.enable_grad():
-            variable = pixels.detach().requires_grad_(True)
-            loss = functional.cross_entropy(self._classifier(variable), labels, reduction="none")
-            # Summed, so that an image's gradient does not depend on its batch.
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+        if self._graph is not None and self._graph.fits(pixels):
+            gradient, loss = self._graph.replay(pixels, labels)
+            loss = loss.clone()
+        else:
+            if pixels.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            gradient, loss = input_gradient(self._classifier, pixels, labels)
         # A CUDA graph overwrites its results in the next step, while attacks may still hold them; and whatever layout
         # the model's first layer gives, attacks work on two tensors of one.
         if gradient.is_cuda or gradient.stride() != pixels.stride():
             gradient = torch.empty_like(pixels).copy_(gradient)
         # The sign of NaN is 0: an attack would silently stay where it is.
         self._sum = self._sum + gradient.sum()
-        return gradient, loss.detach()
+        return gradient, loss
 
     def was_finite(self) -> bool:
         """Whether no gradient so far held NaN or infinity. This waits for the device."""

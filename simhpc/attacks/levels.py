@@ -37,11 +37,11 @@ def _back_into_l2(exact: Tensor, rounded: Tensor, eps_255: int) -> Tensor:
     # How much further than it should be; a value that was not rounded up can gain nothing by going down.
     excess = distance - exact
     order = torch.where((excess > 0) & (distance > 0), excess, -1.0).argsort(stable=True, dim=1, descending=True)
-    sorted_distance = distance.gather(1, order).double()
-    # In double precision, where sums of squared levels are exact.
-    gained = torch.where(sorted_distance > 0, 2.0 * sorted_distance - 1.0, 0.0).cumsum(1)
-    needed = sorted_distance.square().sum(1, keepdim=True) - float(eps_255) ** 2
-    is_moved = (gained - torch.where(sorted_distance > 0, 2.0 * sorted_distance - 1.0, 0.0) < needed).to(distance.dtype)
+    # In whole numbers: their sums are exact, and the same in any order, in which a GPU may add others.
+    sorted_distance = distance.gather(1, order).long()
+    gained = torch.where(sorted_distance > 0, 2 * sorted_distance - 1, 0)
+    needed = sorted_distance.square().sum(1, keepdim=True) - eps_255**2
+    is_moved = (gained.cumsum(1) - gained < needed).to(distance.dtype)
     moved = torch.zeros_like(distance).scatter_(1, order, is_moved)
     return ((distance - moved).clamp_(min=0.0) * rounded.flatten(1).sign()).view_as(rounded)
 

@@ -112,6 +112,7 @@ def _represent(run: Run, model: Model, report: Report, victim: Victim, chosen: I
     from simhpc.images import choose
     from simhpc.seeds import derive_seed
     from simhpc.stages import runtime
+    from simhpc.zoo.geometry import to_pixels
 
     study, n = run.study, len(chosen.labels)
     settings, total = study.representations, n + n_gradients(study)
@@ -123,8 +124,10 @@ def _represent(run: Run, model: Model, report: Report, victim: Victim, chosen: I
         if not torch.isfinite(values).all():
             raise ModelError(f"model {model.key!r}: its features are NaN or infinite; is its precision broken?")
         index = choose(chosen.labels, n_gradients(study), derive_seed(study.seed, STAGE))
+        target = _at_stored_size(victim.target)
+        runtime.settle(model.key, target, to_pixels(chosen.images[index[:2]]), chosen.labels[index[:2]])
         found = directions(
-            _at_stored_size(victim.target),
+            target,
             torch.from_numpy(chosen.images[index]),
             torch.from_numpy(chosen.labels[index]).long(),
             # The same noise for every model.

@@ -17,14 +17,14 @@ from torch import nn
 from simhpc.attacks import method
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.batches import Target
-from simhpc.attacks.gradient import InputGradient
+from simhpc.attacks.gradient import InputGradient, input_gradient, try_graph
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.store import hdf5, image_set
 from simhpc.store.image_set import ImageSet
 from simhpc.store.provenance import Provenance
 from simhpc.study import Model, Study
-from simhpc.zoo import build
+from simhpc.zoo import build, determinism
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.geometry import clean_view, to_pixels
 from simhpc.zoo.readout import FITTED_TO, fit_readout
@@ -99,14 +99,26 @@ def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) ->
         loaded = _read_out(run, model, chosen, loaded)
     # Two also where there is one: see `make_fast`.
     few = chosen.images[np.arange(2) % len(chosen.images)]
-    fast = make_fast(loaded.classifier, to_pixels(to_be_attacked(run, model, few)))
+    shown, is_compiled = to_pixels(to_be_attacked(run, model, few)), run.study.resources.compile != "off"
+    fast = make_fast(loaded.classifier, shown, device, is_compiled=is_compiled)
     for reason in fast.left_out:
         print(f"{model.key}: not made faster by this: {reason}", flush=True)
-    return Victim(
-        Target(fast.classifier.to(device), device, fast.memory_format),
-        loaded.weights_sha256,
-        "; ".join(fast.done) or "as built by timm",
-    )
+    target = Target(fast.classifier, device, fast.memory_format)
+    return Victim(target, loaded.weights_sha256, "; ".join(fast.done) or "as built by timm")
+
+
+def settle(who: str, target: Target, pixels: torch.Tensor, labels: NDArray[np.int32]) -> None:
+    """On a GPU, compute with deterministic kernels alone if the gradient of this target can be; else the log says why.
+
+    Args:
+        who: begins the line in the log.
+        pixels: float32 (B, 3, H, W) in [0, 1] on the CPU, as the target takes them.
+        labels: (B,).
+    """
+    if target.device.type == "cuda":
+        shown = pixels.to(target.device, memory_format=target.memory_format)
+        truth = torch.from_numpy(labels).long().to(target.device)
+        determinism.settle(lambda: input_gradient(target.classifier, shown, truth), who)
 
 
 def _read_out(run: Run, model: Model, chosen: ImageSet, loaded: build.Loaded) -> build.Loaded:
@@ -133,17 +145,16 @@ def compiled(
     mode, target = run.study.resources.compile, victim.target
     if mode == "off":
         return victim
-    some = torch.arange(batch_size).clamp_(max=len(chosen.images) - 1).numpy()
     faster: nn.Module = torch.compile(target.classifier, mode=mode, dynamic=False)  # type: ignore[assignment]
     changed = replace(target, classifier=faster)
     try:
-        pixels = changed.pixels(changed.moved(torch.from_numpy(to_be_attacked(run, model, chosen.images[some]))))
+        pixels, labels = _batch(run, model, target, chosen, batch_size)
         with torch.no_grad():
             # Some of timm's models keep what they compute in the first pass, which must not be a part of a graph.
             target.classifier(pixels)
             changed.classifier(pixels)
         if with_gradient:
-            InputGradient(changed.classifier)(pixels, changed.moved(torch.from_numpy(chosen.labels[some]).long()))
+            InputGradient(changed.classifier)(pixels, labels)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -152,6 +163,37 @@ def compiled(
         torch.compiler.reset()
         return victim
     return replace(victim, target=changed, engine=f"{victim.engine}; compiled ({mode})")
+
+
+def recorded(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_size: int) -> Victim:
+    """The same with a step of its attack as a CUDA graph, on a CUDA device; the log says where that does not work.
+
+    Args:
+        batch_size: images at once: it is recorded for that.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for it.
+    """
+    target = victim.target
+    # The other modes of torch.compile use CUDA graphs themselves.
+    if target.device.type != "cuda" or run.study.resources.compile not in ("off", "default"):
+        return victim
+    pixels, labels = _batch(run, model, target, chosen, batch_size)
+    with torch.no_grad():
+        graph, reason = try_graph(target.classifier, pixels, labels)
+    if graph is None:
+        print(f"{model.key}: no CUDA graph, each operation is launched by itself: {reason}", flush=True)
+        return victim
+    return replace(victim, target=replace(target, graph=graph), engine=f"{victim.engine}; CUDA graph")
+
+
+def _batch(
+    run: Run, model: Model, target: Target, chosen: ImageSet, batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images as they are attacked, float32 (B, 3, H, H), with their labels, on the device."""
+    some = torch.arange(batch_size).clamp_(max=len(chosen.images) - 1).numpy()
+    levels = torch.from_numpy(to_be_attacked(run, model, chosen.images[some]))
+    return target.pixels(target.moved(levels)), target.moved(torch.from_numpy(chosen.labels[some]).long())
 
 
 def to_float16(margins: torch.Tensor) -> NDArray[np.float16]:

@@ -8,15 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
 from simhpc.attacks.backoff import is_out_of_memory
-from simhpc.attacks.gradient import InputGradient
+from simhpc.attacks.batches import Target
+from simhpc.attacks.gradient import InputGradient, try_graph
 from simhpc.errors import SimhpcError
 from simhpc.images import open_source
 from simhpc.stages.estimate import Speed, canvas_px
-from simhpc.stages.runtime import set_up_torch
+from simhpc.stages.runtime import set_up_torch, settle
 from simhpc.study import Model, Study
 from simhpc.zoo import build, training
 from simhpc.zoo.classifier import PixelClassifier
@@ -53,11 +55,13 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
         in_bfloat16=study.precision == "bfloat16",
     )
     pixels = torch.rand(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
-    fast = make_fast(classifier, pixels[torch.arange(2) % batch_size])
+    fast = make_fast(classifier, pixels[torch.arange(2) % batch_size], device)
     build_s = time.perf_counter() - started_s
+    two = torch.arange(2) % batch_size
+    settle(model.key, Target(fast.classifier, device, fast.memory_format), pixels[two], np.zeros(2, dtype=np.int32))
     try:
         pixels = pixels.to(device, memory_format=fast.memory_format)
-        forward_s, gradient_s = time_batches(fast.classifier.to(device), pixels)
+        forward_s, gradient_s = time_batches(fast.classifier, pixels)
         training_s = 0.0 if model.training is None else _training_s(network, model, study, num_classes, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -84,7 +88,9 @@ def time_batches(
         with torch.no_grad():
             classifier(pixels)
 
-    gradient = InputGradient(classifier)
+    # As the attack stage does it.
+    graph = try_graph(classifier, pixels, labels)[0] if pixels.is_cuda else None
+    gradient = InputGradient(classifier, graph)
 
     def step() -> None:
         gradient(pixels, labels)
@@ -116,7 +122,7 @@ def _training_s(network: nn.Module, model: Model, study: Study, num_classes: int
     positions = list(range(min(len(source.labels), _TRAINING_BATCHES * batch_size)))
     ends: list[float] = []
     trainer = training.Trainer(
-        network.requires_grad_(True),
+        network.requires_grad_(True).to(device),
         source,
         positions,
         # No warm-up, and hardly any step: it is the time that counts, not where it leads.

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
+from simhpc.zoo.fused import check_kernels, fuse
 from simhpc.zoo.stems import is_stem, make_stems
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
+
+_CPU = torch.device("cpu")
 
 _TOLERANCE = 1e-5
 """Of the relative error in double precision. Folding leaves 1e-14, timm's merging in single precision 1e-7."""
@@ -42,20 +45,43 @@ class Fast:
     left_out: tuple[str, ...]
 
 
-def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
+def make_fast(
+    classifier: PixelClassifier, pixels: Tensor, on: torch.device = _CPU, *, is_compiled: bool = False
+) -> Fast:
     """Fold batch norms, merge branches, drop what is not used, choose a memory format; where that is exact.
 
     Args:
         classifier: on the CPU; not to be used afterwards, its weights may be in the result.
-        pixels: float32 (B, 3, H, W) in [0, 1], two images that it will be shown: more take time, and one alone may
-            get wrong gradients from torch (see `folding`).
+        pixels: float32 (B, 3, H, W) in [0, 1] on the CPU, two images that it will be shown: more take time, and one
+            alone may get wrong gradients from torch (see `folding`).
+        on: where the result is. A GPU's choices depend on whether TF32 is on.
+        is_compiled: whether `torch.compile` follows, which fuses for itself.
     """
-    model, done, left_out = _rewritten(classifier, pixels)
+    # cuDNN has fused kernels for what tensor cores compute, in their order of the elements.
+    is_fused = on.type == "cuda" and not is_compiled and _uses_tensor_cores(classifier)
+    fast = _made(classifier, pixels, on, is_fused=is_fused)
+    if not is_fused:
+        return fast
+    try:
+        check_kernels(fast.classifier, pixels.to(on, memory_format=fast.memory_format))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        plain = _made(classifier, pixels, on, is_fused=False)
+        return replace(plain, left_out=(*plain.left_out, f"fused convolutions: {_first_line(error)}"))
+    return fast
+
+
+def _made(classifier: PixelClassifier, pixels: Tensor, on: torch.device, *, is_fused: bool) -> Fast:
+    """`make_fast`, with or without what is for CUDA and channels_last alone."""
+    model, done, left_out = _rewritten(classifier, pixels, is_fused=is_fused)
     fast = PixelClassifier(
         model, classifier.data, fits_inside=classifier.fits_inside, in_bfloat16=classifier.in_bfloat16
     )
     memory_format = torch.contiguous_format
-    if _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+    # cuDNN's kernels for IEEE float32 are slower in this order.
+    gains = on.type == "cpu" or _uses_tensor_cores(classifier)
+    if gains and _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
         try:
             _answer(_laid_out(fast, torch.channels_last), pixels.to(memory_format=torch.channels_last))
         except Exception as error:  # a view that this order of the elements does not have; code of one's own
@@ -71,7 +97,11 @@ def make_fast(classifier: PixelClassifier, pixels: Tensor) -> Fast:
         except Exception as error:  # weights in use where autocast does not act
             fast.model = model
             left_out.append(f"weights cast once: {_first_line(error)}")
-    return Fast(fast, memory_format, tuple(done), tuple(left_out))
+    return Fast(fast.to(on), memory_format, tuple(done), tuple(left_out))
+
+
+def _uses_tensor_cores(classifier: PixelClassifier) -> bool:
+    return classifier.in_bfloat16 or torch.backends.cudnn.allow_tf32
 
 
 _Rewriting = Callable[[nn.Module, Tensor], tuple[nn.Module, str]]
@@ -95,7 +125,7 @@ def as_attacked(model: nn.Module, inputs: Tensor) -> nn.Module:
     return model.float()
 
 
-def _rewritings(model: nn.Module) -> list[list[_Rewriting]]:
+def _rewritings(model: nn.Module, *, is_fused: bool = False) -> list[list[_Rewriting]]:
     """Those worth a try, one after the other. Of alternatives the first that is exact is taken."""
     found: list[list[_Rewriting]] = []
     if any(map(has_unused_tokens, model.modules())):
@@ -108,15 +138,19 @@ def _rewritings(model: nn.Module) -> list[list[_Rewriting]]:
     # Merging may make a stem of several branches.
     if any(map(is_stem, model.modules())) or _is_reparameterisable(model):
         found.append([_stems])
+    if is_fused and _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+        found.append([_fused])
     return found
 
 
-def _rewritten(classifier: PixelClassifier, pixels: Tensor) -> tuple[nn.Module, list[str], list[str]]:
+def _rewritten(
+    classifier: PixelClassifier, pixels: Tensor, *, is_fused: bool
+) -> tuple[nn.Module, list[str], list[str]]:
     """The model after all rewritings that are exact, with what was done, and what was not with the reason."""
     taken: list[_Rewriting] = []
     done: list[str] = []
     left_out: list[str] = []
-    rewritings = _rewritings(classifier.model)
+    rewritings = _rewritings(classifier.model, is_fused=is_fused)
     if not rewritings:
         return classifier.model, done, left_out
     try:
@@ -183,6 +217,11 @@ def _affine(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
 
 def _stems(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
     return model, "stem's gradient as a convolution" if make_stems(model) else ""
+
+
+def _fused(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:
+    n_fused = fuse(model, inputs)
+    return model, f"{n_fused} convolutions with what follows inside" if n_fused else ""
 
 
 def _n_convolutions(model: nn.Module) -> int:
