@@ -3,7 +3,7 @@
     python -m benchmarks                                 all parts on the CPU
     python -m benchmarks --only attacks,storage
     python -m benchmarks --quick                         small sizes: shows that it runs, the figures mean nothing
-    python -m benchmarks --only attacks --device cuda --precision float32,tf32,bfloat16 --compile --batch-size 128
+    python -m benchmarks --only steps --device cuda --precision float32,tf32,bfloat16 --compile --batch-size 128
 
 Prints a table and writes summary.json. Exit code 1 when a check fails: the libraries did not do the same work.
 """
@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import attacks, evaluation, machine, precision, scale, scaling, storage, summary, training
+from benchmarks import attacks, evaluation, machine, precision, scale, scaling, steps, storage, summary, training
 from benchmarks.measures import Part
 from benchmarks.options import Options
 from benchmarks.peers import DEFAULTS, PEERS
@@ -39,6 +39,7 @@ PARTS: dict[str, Callable[[Options, Path], Part]] = {
     "scale": scale.measure,
     "precision": precision.measure,
     "training": training.measure,
+    "steps": steps.measure,
     "attacks": attacks.measure,
 }
 

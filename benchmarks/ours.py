@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -14,7 +15,7 @@ from benchmarks.measures import OURS
 from benchmarks.settings import AttackSettings, torch_state_kept
 from simhpc.attacks.attack import attack_images
 from simhpc.attacks.batches import Target, predict
-from simhpc.attacks.gradient import try_graph
+from simhpc.attacks.gradient import InputGradient, try_graph
 from simhpc.rundir import Run
 from simhpc.stages.method import resolve_attack, settings_of
 from simhpc.stages.runtime import set_up_torch, settle
@@ -30,13 +31,7 @@ _PREDICT_BATCH_SIZE = 64
 
 def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
     """Our attack, as a task of a study prepares and runs it."""
-    classifier = _classifier(victim, in_bfloat16=settings.precision == "bfloat16")
-    few = victim.images[:2].float() / 255.0
-    fast = make_fast(classifier, few, settings.device, is_compiled=settings.compiled)
-    module: nn.Module = fast.classifier
-    if settings.compiled:
-        module = _Compiled(module)
-    target = Target(module, settings.device, fast.memory_format)
+    target = _target(victim, settings)
     targets = [target]
     chosen = Attack(eps_255=settings.eps_255, step_size_eps=settings.step_size_eps, steps=settings.steps)
     study = _study(settings)
@@ -60,14 +55,53 @@ def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
         if settings.device.type == "cuda":
             with torch_state_kept():
                 set_up_torch(study)
-                settle(victim.name, target, few, victim.labels[:2].numpy())
+                settle(victim.name, target, victim.images[:2].float() / 255.0, victim.labels[:2].numpy())
                 targets[0] = _recorded(target, victim, settings.batch_size)
 
     def replayed() -> int:
         graph = targets[0].graph
         return 0 if graph is None else graph.n_replays * settings.batch_size
 
-    return Attacker(OURS, module, attack, prepare, replayed)
+    return Attacker(OURS, target.classifier, attack, prepare, replayed)
+
+
+def on_one_batch(victim: Victim, settings: AttackSettings, *, is_recorded: bool) -> Callable[[], Tensor]:
+    """PGD on the victim's images as one batch that is on the device already; the result stays there.
+
+    Args:
+        is_recorded: as a CUDA graph, which a task does wherever it can.
+    """
+    study = _study(settings)
+    with torch_state_kept():
+        set_up_torch(study)
+        target = _target(victim, settings)
+        settle(victim.name, target, victim.images[:2].float() / 255.0, victim.labels[:2].numpy())
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        if is_recorded:
+            target = _recorded(target, victim, len(victim.images))
+    chosen = Attack(eps_255=settings.eps_255, step_size_eps=settings.step_size_eps, steps=settings.steps)
+    pgd = settings_of(resolve_attack(chosen))
+    clean, labels = target.pixels(target.moved(victim.images)), target.moved(victim.labels)
+    unit = torch.rand_like(clean).mul_(2.0).sub_(1.0)
+    lengths = {"eps": settings.eps, "step_size": settings.step_size}
+
+    @torch.no_grad()
+    def attack() -> Tensor:
+        with torch_state_kept():
+            set_up_torch(study)
+            torch.use_deterministic_algorithms(True, warn_only=warns)
+            gradient = InputGradient(target.classifier, target.graph)
+            return pgd.method.attack(gradient, clean, labels, unit, **lengths, steps=pgd.steps)
+
+    return attack
+
+
+def _target(victim: Victim, settings: AttackSettings) -> Target:
+    classifier = _classifier(victim, in_bfloat16=settings.precision == "bfloat16")
+    few = victim.images[:2].float() / 255.0
+    fast = make_fast(classifier, few, settings.device, is_compiled=settings.compiled)
+    module: nn.Module = _Compiled(fast.classifier) if settings.compiled else fast.classifier
+    return Target(module, settings.device, fast.memory_format)
 
 
 def _recorded(target: Target, victim: Victim, batch_size: int) -> Target:

@@ -117,6 +117,22 @@ def with_defaults(victim: Victim, settings: AttackSettings, *, frozen: bool = Fa
     return with_torchattacks(victim, replace(settings, precision="default", compiled=False), frozen=frozen)
 
 
+def on_one_batch(victim: Victim, settings: AttackSettings) -> Callable[[], Tensor]:
+    """`torchattacks.PGD` with torch's defaults on the victim's images as one batch that is on the device already."""
+    import torchattacks
+
+    network = Normalised(_copy(victim, frozen=False), victim.mean, victim.std).eval().to(settings.device)
+    pgd = torchattacks.PGD(network, eps=settings.eps, alpha=settings.step_size, steps=settings.steps, random_start=True)
+    pixels, labels = victim.images.to(settings.device).float().div_(255.0), victim.labels.to(settings.device)
+
+    def attack() -> Tensor:
+        set_precision("default")
+        attacked: Tensor = pgd(pixels, labels)
+        return attacked
+
+    return attack
+
+
 PEERS: dict[str, Callable[..., Attacker]] = {
     "torchattacks": with_torchattacks,
     DEFAULTS: with_defaults,

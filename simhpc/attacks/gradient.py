@@ -84,7 +84,7 @@ class StepGraph:
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all: of every stream that it is used on, cuBLAS keeps memory for ever."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def try_graph(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[StepGraph | None, str]:
