@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.attacker import Attacker, Victim, to_levels
-from benchmarks.settings import AttackSettings, as_asked, set_precision
+from benchmarks.settings import AttackSettings, as_asked, set_precision, torch_state_kept
 
 
 class Normalised(nn.Module):
@@ -125,6 +125,7 @@ def on_one_batch(victim: Victim, settings: AttackSettings) -> Callable[[], Tenso
     pgd = torchattacks.PGD(network, eps=settings.eps, alpha=settings.step_size, steps=settings.steps, random_start=True)
     pixels, labels = victim.images.to(settings.device).float().div_(255.0), victim.labels.to(settings.device)
 
+    @torch_state_kept()
     def attack() -> Tensor:
         set_precision("default")
         attacked: Tensor = pgd(pixels, labels)

@@ -53,14 +53,17 @@ def set_precision(precision: Precision) -> None:
 
 @contextmanager
 def torch_state_kept() -> Iterator[None]:
-    """Undo what a task does to its process: threads and deterministic kernels. Libraries share one process here."""
+    """Undo what a task does to its process: threads, precision, determinism. Libraries share one process here."""
     threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     fills, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
+    tf32, precision = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmarks
