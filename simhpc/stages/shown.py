@@ -55,12 +55,13 @@ def parts_of(key: str, path: Path, is_correct: NDArray[np.bool_], batch_size: in
         for images in adversarial.iterate_images(path, batch_size * BATCHES):
             positions = index[n_read : n_read + len(images)]
             n_read += len(images)
-            common = is_correct[positions]
-            if len(held):
-                held_positions = np.concatenate([held_positions, positions[common]])
-                held = np.concatenate([held, images[common]])
-            else:
-                held_positions, held = positions[common], images[common]
+            common = np.flatnonzero(is_correct[positions])
+            held_positions = np.concatenate([held_positions, positions[common]])
+            # Each image is copied once; "clip" keeps numpy from copying all of them again.
+            both = np.empty((len(held) + len(common), *images.shape[1:]), dtype=np.uint8)
+            both[: len(held)] = held
+            np.take(images, common, axis=0, out=both[len(held) :], mode="clip")
+            held = both
             whole = len(held) - len(held) % batch_size
             if whole:
                 yield Part(key, held_positions[:whole], held[:whole], n_read)

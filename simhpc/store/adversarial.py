@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def load_clean(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float16], NDAr
 
 
 def iterate_images(path: Path, batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    """The images in slices of `batch_size`, in order: uint8 (B, 3, H, W), the last one shorter.
+    """The images in slices of `batch_size`, in order: uint8 (B, 3, H, W), the last one shorter; not to be changed.
 
     Raises:
         BadFileError: after the last slice, when the data do not match their checksum. Results are to be
@@ -153,10 +154,14 @@ def iterate_images(path: Path, batch_size: int) -> Iterator[NDArray[np.uint8]]:
     with hdf5.opened(path, kind=KIND, version=VERSION) as file:
         found = hdf5.dataset(path, file, "images", dtype="uint8", shape=(None, 3, None, None))
         digest = hdf5.ArrayHash("|u1", found.shape)
-        for start in range(0, found.shape[0], batch_size):
-            images: NDArray[np.uint8] = found[start : start + batch_size]
-            digest.update(images)
-            yield images
+        # Another thread hashes while these are used and the next are read: each takes as long as the other.
+        with ThreadPoolExecutor(1) as pool:
+            hashed: Future[None] | None = None
+            for images in hdf5.unchecked_rows(found, batch_size):
+                if hashed is not None:
+                    hashed.result()  # no more than two slices are in memory
+                hashed = pool.submit(digest.update, images)
+                yield images
         if digest.hexdigest() != found.attrs.get("sha256"):
             raise BadFileError(f"{path}: the data of 'images' do not match their checksum: delete it and run again")
 

@@ -276,7 +276,7 @@ def test_a_damaged_adversarial_set_costs_only_its_own_column(copied):
         copied.dir.predictions(key).unlink()
     for key in ("cnn", "convnext"):
         with pytest.raises(
-            BadFileError, match=r"adversarial/vit\.h5 .*delete it and run again; all other sources are done"
+            BadFileError, match=r"adversarial/vit\.h5: .*delete it and run again; all other sources are done"
         ):
             stage_module("evaluate").execute(copied, Task("evaluate", key), lambda *_: None)
         assert predictions.load(copied.dir.predictions(key)).sources == ["cnn", "convnext"]

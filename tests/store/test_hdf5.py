@@ -159,3 +159,17 @@ def test_hash_in_slices_is_the_hash_of_the_whole(array, step):
         digest.update(array[start : start + step])
     assert digest.hexdigest() == hdf5.sha256_of(array)
     assert hdf5.sha256_of(np.asfortranarray(array)) == hdf5.sha256_of(array)
+
+
+@pytest.mark.parametrize("n", [0, 1, 11, 12, 13, 40])
+@pytest.mark.parametrize("n_rows", [1, 5, 12, 24, 100])
+def test_rows_past_the_checksums_are_the_rows(tmp_path, n, n_rows):
+    """12 rows make a chunk."""
+    array = np.random.default_rng(n).integers(0, 256, (n, 3, 170, 170), dtype=np.uint8)
+    path = tmp_path / "rows.h5"
+    write(path, rows=array)
+    with h5py.File(path) as file:
+        assert n < 12 or file["rows"].chunks[0] == 12
+        found = list(hdf5.unchecked_rows(file["rows"], n_rows))
+    assert [len(part) for part in found] == [min(n_rows, n - start) for start in range(0, n, n_rows)]
+    assert all(np.array_equal(part, array[i * n_rows : (i + 1) * n_rows]) for i, part in enumerate(found))
