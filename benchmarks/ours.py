@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from simhpc.attacks.batches import Target, predict
 from simhpc.attacks.gradient import InputGradient, try_graph
 from simhpc.rundir import Run
 from simhpc.stages.method import resolve_attack, settings_of
-from simhpc.stages.runtime import set_up_torch, settle
+from simhpc.stages.runtime import set_up_torch, settled
 from simhpc.store import image_set
 from simhpc.study import Attack, DataConfig, Images, Model, Resources, Study
 from simhpc.zoo import build
@@ -55,8 +56,8 @@ def attacker(victim: Victim, settings: AttackSettings) -> Attacker:
         if settings.device.type == "cuda":
             with torch_state_kept():
                 set_up_torch(study)
-                settle(victim.name, target, victim.images[:2].float() / 255.0, victim.labels[:2].numpy())
-                targets[0] = _recorded(target, victim, settings.batch_size)
+                record = partial(_recorded, target, victim, settings.batch_size)
+                targets[0] = settled(settings.device, record, victim.name)
 
     def replayed() -> int:
         graph = targets[0].graph
@@ -75,10 +76,11 @@ def on_one_batch(victim: Victim, settings: AttackSettings, *, is_recorded: bool)
     with torch_state_kept():
         set_up_torch(study)
         target = _target(victim, settings)
-        settle(victim.name, target, victim.images[:2].float() / 255.0, victim.labels[:2].numpy())
+        record = partial(_recorded, target, victim, len(victim.images))
+        if settings.device.type == "cuda":
+            recorded = settled(settings.device, record, victim.name)
+            target = recorded if is_recorded else target
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        if is_recorded:
-            target = _recorded(target, victim, len(victim.images))
     chosen = Attack(eps_255=settings.eps_255, step_size_eps=settings.step_size_eps, steps=settings.steps)
     pgd = settings_of(resolve_attack(chosen))
     clean, labels = target.pixels(target.moved(victim.images)), target.moved(victim.labels)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from simhpc.attacks.backoff import is_out_of_memory
+from simhpc.attacks.determinism import is_without_deterministic_kernel
 
 _WARM_UPS = 3
 """Steps before one is recorded: libraries choose and set up their kernels in the first ones."""
@@ -44,6 +48,7 @@ class StepGraph:
 
     Attributes:
         n_replays: steps taken so far.
+        is_repeatable: whether two replays of one step gave the same bits.
 
     Raises:
         RuntimeError: a step of this model cannot be recorded, or gives something else when it is replayed.
@@ -54,17 +59,23 @@ class StepGraph:
         self.n_replays = 0
         # Recorded from other values than it is tried with below: what it has copied from them would show.
         self._pixels, self._labels = torch.zeros_like(pixels), torch.zeros_like(labels)
-        aside = _side_stream(pixels.device)
-        aside.wait_stream(torch.cuda.current_stream(pixels.device))
+        current, aside = torch.cuda.current_stream(pixels.device), _side_stream(pixels.device)
+        aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
-                expected = input_gradient(classifier, pixels, labels)[0].cpu()
-        torch.cuda.current_stream(pixels.device).wait_stream(aside)
+                expected = input_gradient(classifier, pixels, labels)[0]
+            with _nothing_may_wait():
+                input_gradient(classifier, pixels, labels)
+        current.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=aside):
-            self._gradient, self._loss = input_gradient(classifier, self._pixels, self._labels)
-        found = self.replay(pixels, labels)[0].cpu()
-        off = float((found - expected).norm() / expected.norm().clamp_(min=1e-30))
+        try:
+            with torch.cuda.graph(self._graph, stream=aside):
+                self._gradient, self._loss = input_gradient(classifier, self._pixels, self._labels)
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves out where the recording fails
+        found, again = (self.replay(pixels, labels)[0].cpu() for _ in range(2))
+        self.is_repeatable = torch.equal(found, again)
+        off = float((found - expected.cpu()).norm() / expected.norm().clamp_(min=1e-30).cpu())
         if not off <= _GRAPH_TOLERANCE:
             raise RuntimeError(f"a CUDA graph's gradient is another: relative difference {off:.1g}")
 
@@ -87,17 +98,33 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def _nothing_may_wait() -> Iterator[None]:
+    """What waits for the device cannot be recorded, and to find that out while recording loses memory for good."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 def try_graph(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[StepGraph | None, str]:
     """A `StepGraph`, or None and why there is none.
 
     Raises:
         torch.OutOfMemoryError: there is no memory for it.
+        RuntimeError: an operation has no deterministic kernel, which it was told to have; see `determinism`.
     """
     try:
         return StepGraph(classifier, pixels, labels), ""
     except Exception as error:  # of a model's own code, too
-        if is_out_of_memory(error):
+        if is_without_deterministic_kernel(error) or is_out_of_memory(error):
             raise
+        # Where memory runs out while recording, to end that may be another error.
+        if error.__context__ is not None and is_out_of_memory(error.__context__):
+            raise error.__context__ from None
         return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

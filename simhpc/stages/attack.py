@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from simhpc import __version__
@@ -54,7 +53,6 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     from simhpc.attacks.backoff import with_backoff
     from simhpc.stages import batch_size, runtime
     from simhpc.store import image_set
-    from simhpc.zoo import determinism
 
     device = runtime.set_up_torch(run.study)
     model = run.study.model(task.model)
@@ -63,30 +61,15 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     clean = torch.from_numpy(runtime.to_be_attacked(run, model, chosen.images))
     labels = torch.from_numpy(chosen.labels).long()
 
-    if device.type == "cuda":
-        determinism.settle(lambda: _try_attack(run, victim, clean[:2], labels[:2]), model.key)
-
     def attack(size: int) -> dict[str, Any]:
         ready = runtime.compiled(run, model, victim, chosen, size, with_gradient=True)
         ready = runtime.recorded(run, model, ready, chosen, size)
         return _attack(run, task, report, ready, clean, labels, size)
 
     return with_backoff(
-        attack,
+        lambda size: runtime.settled(device, lambda: attack(size), model.key),
         batch_size.first_try(run, task, device),
         lambda fits: batch_size.remember(run, task, device, fits),
-    )
-
-
-def _try_attack(run: Run, victim: Victim, clean: Tensor, labels: Tensor) -> None:
-    """Two steps on two images, of which nothing is kept."""
-    from simhpc.attacks.attack import attack_images
-    from simhpc.stages.method import settings_of
-
-    settings = settings_of(run.study.attack)
-    few = replace(settings, steps=min(settings.steps, 2))
-    attack_images(
-        victim.target, clean, labels, [[0] * len(clean)] * 2, few, batch_size=2, finished={}, on_batch=lambda *_: None
     )
 
 

@@ -93,7 +93,7 @@ def execute(run: Run, task: Task, report: Report) -> dict[str, Any]:
     chosen = image_set.load(run.dir.images)
     victim = runtime.load_fast(run, model, chosen, device)
     return with_backoff(
-        lambda size: _represent(run, model, report, victim, chosen, size),
+        lambda size: runtime.settled(device, lambda: _represent(run, model, report, victim, chosen, size), model.key),
         batch_size.first_try(run, task, device),
         lambda fits: batch_size.remember(run, task, device, fits),
     )
@@ -112,7 +112,6 @@ def _represent(run: Run, model: Model, report: Report, victim: Victim, chosen: I
     from simhpc.images import choose
     from simhpc.seeds import derive_seed
     from simhpc.stages import runtime
-    from simhpc.zoo.geometry import to_pixels
 
     study, n = run.study, len(chosen.labels)
     settings, total = study.representations, n + n_gradients(study)
@@ -124,10 +123,8 @@ def _represent(run: Run, model: Model, report: Report, victim: Victim, chosen: I
         if not torch.isfinite(values).all():
             raise ModelError(f"model {model.key!r}: its features are NaN or infinite; is its precision broken?")
         index = choose(chosen.labels, n_gradients(study), derive_seed(study.seed, STAGE))
-        target = _at_stored_size(victim.target)
-        runtime.settle(model.key, target, to_pixels(chosen.images[index[:2]]), chosen.labels[index[:2]])
         found = directions(
-            target,
+            _at_stored_size(victim.target),
             torch.from_numpy(chosen.images[index]),
             torch.from_numpy(chosen.labels[index]).long(),
             # The same noise for every model.

@@ -6,29 +6,33 @@ import ctypes
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from simhpc.attacks import method
+from simhpc.attacks import determinism, method
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.batches import Target
-from simhpc.attacks.gradient import InputGradient, input_gradient, try_graph
+from simhpc.attacks.gradient import InputGradient, try_graph
 from simhpc.errors import SimhpcError
 from simhpc.rundir import Run
 from simhpc.store import hdf5, image_set
 from simhpc.store.image_set import ImageSet
 from simhpc.store.provenance import Provenance
 from simhpc.study import Model, Study
-from simhpc.zoo import build, determinism
+from simhpc.zoo import build
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.geometry import clean_view, to_pixels
 from simhpc.zoo.readout import FITTED_TO, fit_readout
 from simhpc.zoo.timm_import import timm
+
+T = TypeVar("T")
 
 
 def set_up_torch(study: Study) -> torch.device:
@@ -107,18 +111,9 @@ def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) ->
     return Victim(target, loaded.weights_sha256, "; ".join(fast.done) or "as built by timm")
 
 
-def settle(who: str, target: Target, pixels: torch.Tensor, labels: NDArray[np.int32]) -> None:
-    """On a GPU, compute with deterministic kernels alone if the gradient of this target can be; else the log says why.
-
-    Args:
-        who: begins the line in the log.
-        pixels: float32 (B, 3, H, W) in [0, 1] on the CPU, as the target takes them.
-        labels: (B,).
-    """
-    if target.device.type == "cuda":
-        shown = pixels.to(target.device, memory_format=target.memory_format)
-        truth = torch.from_numpy(labels).long().to(target.device)
-        determinism.settle(lambda: input_gradient(target.classifier, shown, truth), who)
+def settled(device: torch.device, work: Callable[[], T], who: str) -> T:
+    """What work gives; on a GPU with deterministic kernels alone, if there are any. See `determinism.settle`."""
+    return determinism.settle(work, who) if device.type == "cuda" else work()
 
 
 def _read_out(run: Run, model: Model, chosen: ImageSet, loaded: build.Loaded) -> build.Loaded:
@@ -184,6 +179,8 @@ def recorded(run: Run, model: Model, victim: Victim, chosen: ImageSet, batch_siz
     if graph is None:
         print(f"{model.key}: no CUDA graph, each operation is launched by itself: {reason}", flush=True)
         return victim
+    if not graph.is_repeatable:
+        print(f"{model.key}: not the same bits each time on this device: one step gave two gradients", flush=True)
     return replace(victim, target=replace(target, graph=graph), engine=f"{victim.engine}; CUDA graph")
 
 

@@ -8,17 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
 from simhpc.attacks.backoff import is_out_of_memory
-from simhpc.attacks.batches import Target
 from simhpc.attacks.gradient import InputGradient, try_graph
 from simhpc.errors import SimhpcError
 from simhpc.images import open_source
 from simhpc.stages.estimate import Speed, canvas_px
-from simhpc.stages.runtime import set_up_torch, settle
+from simhpc.stages.runtime import set_up_torch, settled
 from simhpc.study import Model, Study
 from simhpc.zoo import build, training
 from simhpc.zoo.classifier import PixelClassifier
@@ -57,11 +55,9 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
     pixels = torch.rand(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     fast = make_fast(classifier, pixels[torch.arange(2) % batch_size], device)
     build_s = time.perf_counter() - started_s
-    two = torch.arange(2) % batch_size
-    settle(model.key, Target(fast.classifier, device, fast.memory_format), pixels[two], np.zeros(2, dtype=np.int32))
     try:
         pixels = pixels.to(device, memory_format=fast.memory_format)
-        forward_s, gradient_s = time_batches(fast.classifier, pixels)
+        forward_s, gradient_s = settled(device, lambda: time_batches(fast.classifier, pixels), model.key)
         training_s = 0.0 if model.training is None else _training_s(network, model, study, num_classes, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):

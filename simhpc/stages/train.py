@@ -22,6 +22,7 @@ from simhpc.store import checkpoint, image_set
 from simhpc.store.step_log import StepLog
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.tensorboard import SummaryWriter
 
     from simhpc.images import Source
@@ -108,17 +109,34 @@ def train(
     Raises:
         TrainingDivergedError: the loss became NaN or infinite; the message names the last good state.
     """
+    from simhpc.stages.runtime import set_up_torch, settled
+
+    device = set_up_torch(run.study)
+    attempt = partial(_attempt, run, model, identity, report, device, seed_names, lesson)
+    # Processes that fail do so at different moments, and those that are left would wait for ever.
+    return attempt() if int(os.environ.get(PROCESSES, "1")) > 1 else settled(device, attempt, model.key)
+
+
+def _attempt(
+    run: Run,
+    model: Model,
+    identity: dict[str, str],
+    report: Report,
+    device: torch.device,
+    seed_names: Sequence[str | int],
+    lesson: Lesson | None,
+) -> dict[str, Any]:
+    """See `train`."""
     import torch
 
     from simhpc.attacks.batches import Target, predict
     from simhpc.images import check_classes, open_source, training_positions
     from simhpc.seeds import derive_seed
-    from simhpc.stages.runtime import set_tf32, set_up_torch, to_be_attacked
+    from simhpc.stages.runtime import set_tf32, to_be_attacked
     from simhpc.zoo import build, training, weights
     from simhpc.zoo.classifier import PixelClassifier
     from simhpc.zoo.timm_import import timm
 
-    device = set_up_torch(run.study)
     settings = model.training
     assert settings is not None
     set_tf32(settings.precision == "tf32")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
-from simhpc.zoo.fused import check_kernels, fuse
+from simhpc.zoo.fused import ConvReLU, check_kernels, fuse
 from simhpc.zoo.stems import is_stem, make_stems
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
@@ -60,9 +60,12 @@ def make_fast(
     # cuDNN has fused kernels for what tensor cores compute, in their order of the elements.
     is_fused = on.type == "cuda" and not is_compiled and _uses_tensor_cores(classifier)
     fast = _made(classifier, pixels, on, is_fused=is_fused)
-    if not is_fused:
+    dtypes = {module.convolution.weight.dtype for module in fast.classifier.modules() if isinstance(module, ConvReLU)}
+    if not dtypes:
         return fast
     try:
+        if classifier.in_bfloat16 and dtypes != {torch.bfloat16}:
+            raise RuntimeError("their weights could not be cast")
         check_kernels(fast.classifier, pixels.to(on, memory_format=fast.memory_format))
     except torch.OutOfMemoryError:
         raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from simhpc.attacks.gradient import InputGradient, input_gradient
+from simhpc.attacks import gradient as gradient_module
+from simhpc.attacks.gradient import InputGradient, input_gradient, try_graph
 
 
 class Recorded:
@@ -25,6 +27,32 @@ class Recorded:
         for held, new in zip(self.memory, found, strict=True):
             held.copy_(new)
         return self.memory
+
+
+def failing(monkeypatch, *errors):
+    """`StepGraph` raises these, each while the one before it is handled."""
+
+    def construct(*_):
+        try:
+            raise errors[0]
+        except BaseException:
+            if len(errors) > 1:
+                raise errors[1]  # noqa: B904
+            raise
+
+    monkeypatch.setattr(gradient_module, "StepGraph", construct)
+    return lambda: try_graph(nn.Identity(), torch.rand(1), torch.zeros(1))
+
+
+def test_what_keeps_a_step_from_being_recorded_is_told_or_raised(monkeypatch):
+    memory = torch.OutOfMemoryError("CUDA out of memory.")
+    strict = RuntimeError("cumsum_cuda does not have a deterministic implementation")
+    capture = RuntimeError("operation failed due to a previous error during capture\nmore")
+    assert failing(monkeypatch, capture)() == (None, "operation failed due to a previous error during capture")
+    assert failing(monkeypatch, KeyError())() == (None, "KeyError")
+    for errors, match in (((memory,), "out of memory"), ((memory, capture), "out of memory"), ((strict,), "cumsum")):
+        with pytest.raises(RuntimeError, match=match):
+            failing(monkeypatch, *errors)()
 
 
 def test_a_recorded_step_is_used_where_it_fits_and_what_it_gave_stays():

@@ -140,6 +140,7 @@ def test_a_recorded_step_is_the_step(name, in_bfloat16):
     target, pixels, truth = on_gpu(name, in_bfloat16=in_bfloat16)
     graph = StepGraph(target.classifier, pixels, truth)
     recorded, plain = InputGradient(target.classifier, graph), InputGradient(target.classifier)
+    assert graph.is_repeatable
     before = graph.n_replays
     held = []
     for seed in range(3):
@@ -187,13 +188,14 @@ class Remembers(nn.Module):
         return pixels.flatten(1)[:, :10] * float(self.n_calls)
 
 
-@pytest.mark.parametrize(("network", "why"), [(Looks, "captur"), (Remembers, "a CUDA graph's gradient is another")])
+@pytest.mark.parametrize(("network", "why"), [(Looks, "synchroniz"), (Remembers, "a CUDA graph's gradient is another")])
 def test_what_cannot_be_recorded_says_why_and_harms_nothing(network, why):
     pixels, truth = torch.rand(4, 3, 8, 8, device=GPU), torch.arange(4, device=GPU)
     graph, reason = try_graph(network(), pixels, truth)
     assert graph is None
     assert why in reason
     assert torch.isfinite(InputGradient(network())(pixels, truth)).all()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     # The device is as it was: another model can be recorded.
     target, pixels, truth = on_gpu("resnet")
     assert try_graph(target.classifier, pixels, truth)[0] is not None

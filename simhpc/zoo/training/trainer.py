@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from simhpc.errors import StudyError
 from simhpc.seeds import derive_seed
 from simhpc.study import DataConfig, Training
-from simhpc.zoo import determinism
 from simhpc.zoo.training import recipe
 from simhpc.zoo.training.data import LabelledImages, Schedule, TrainingImages, batches
 from simhpc.zoo.training.processes import Processes
@@ -100,8 +98,7 @@ class Trainer:
         self._images = TrainingImages(
             images, positions, recipe.make_transform(training, data), seed if training.random_views else None
         )
-        assert data.input_size_px is not None
-        self._workers, self._key, self._side_px = workers, key, data.input_size_px
+        self._workers = workers
         self._mixing = recipe.make_mixing(training, num_classes)
         self._task = recipe.make_task(network, training, processes.device, *([kind] if kind is not None else []))
         self._optimizer = recipe.make_optimizer(network, training)
@@ -172,8 +169,6 @@ class Trainer:
         )
         waiting: list[tuple[Tensor, float]] = []
         self._network.train()
-        if self._processes.device.type == "cuda":
-            determinism.settle(self._try_gradient, self._key or "training")
         while self.done < self.steps:
             lr = max(group["lr"] for group in self._optimizer.param_groups)
             numbers = torch.zeros(2, device=self._processes.device)
@@ -199,15 +194,6 @@ class Trainer:
             self._network.load_state_dict(ema.module.state_dict())
         self._network.eval()
         return self._loss_sum / self.steps_per_epoch
-
-    def _try_gradient(self) -> None:
-        """The gradient of a copy of the network at two black images: it changes nothing."""
-        network = copy.deepcopy(self._network)
-        with self._autocast():
-            made = network(torch.zeros(2, 3, self._side_px, self._side_px, device=self._processes.device))
-        # Distilled models answer twice.
-        answers = made if isinstance(made, tuple) else (made,)
-        torch.stack([each.float().sum() for each in answers]).sum().backward()  # type: ignore[no-untyped-call]
 
     def _loss(self, pixels: Tensor, labels: Tensor, part: int) -> Tensor:
         # After the loader, which draws from the same generators when it works in this process.
