@@ -151,7 +151,7 @@ def compiled(
         if with_gradient:
             InputGradient(changed.classifier)(pixels, labels)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or determinism.is_without_deterministic_kernel(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"{model.key}: resources.compile = {mode!r} does not work here, so it is left out: {reason}", flush=True)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny import execute_all, tiny, write_study
 from zoo.norms import with_statistics
 
-from simhpc.attacks import batches, method
+from simhpc.attacks import batches, determinism, method
 from simhpc.attacks.attack import attack_images
 from simhpc.attacks.batches import predict
 from simhpc.attacks.gradient import InputGradient
@@ -208,6 +208,27 @@ def test_where_compilation_fails_the_task_goes_on_and_says_why(finished, tmp_pat
     execute(plain, "attack", "cnn")
     one, other = (adversarial.header(r.dir.adversarial("cnn")).content_sha256 for r in (run, plain))
     assert one == other
+
+
+def test_what_has_no_deterministic_kernel_is_not_taken_for_a_compilation_that_fails(finished, tmp_path, monkeypatch):
+    """On a GPU the attack is begun again then, compiled."""
+    run = begun(finished, tmp_path, resources={"compile": "default"})
+    calls = []
+
+    def compile_(model, **_):
+        def call(pixels):
+            calls.append(torch.is_deterministic_algorithms_warn_only_enabled())
+            if not calls[-1]:
+                raise RuntimeError("resize_backward_cuda does not have a deterministic implementation")
+            return model(pixels)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(runtime, "settled", lambda _, work, who: determinism.settle(work, who))
+    execute(run, "attack", "cnn")
+    assert calls[:2] == [False, True]
+    assert adversarial.header(run.dir.adversarial("cnn")).provenance.engine.endswith("; compiled (default)")
 
 
 def test_evaluation_compiles_no_gradient_and_compiles_for_less_where_memory_runs_out(finished, tmp_path, monkeypatch):
