@@ -10,12 +10,12 @@ batch of one image if the gradient arrives transposed, as it does in LeViT (test
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simhpc.zoo.consecutive import consecutive
 from simhpc.zoo.timm_import import timm
 
 # Exact types: a subclass may do something to its weights first, as weight standardisation does.
@@ -57,7 +57,7 @@ def fold_batch_norms(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
     Returns:
         how many were folded, and how many became affine maps.
     """
-    return _replace_norms(model, _pairs(model, inputs))
+    return _replace_norms(model, consecutive(model, inputs, lambda module: type(module) in _LINEAR, _is_fixed_norm))
 
 
 def affine_batch_norms(model: nn.Module) -> int:
@@ -79,38 +79,6 @@ def _replace_norms(model: nn.Module, pairs: dict[Any, Any]) -> tuple[int, int]:
             steps += [norm.drop, norm.act]
         model.set_submodule(name, steps[0] if len(steps) == 1 else nn.Sequential(*steps))
     return len(pairs), len(norms) - len(pairs)
-
-
-@torch.no_grad()
-def _pairs(model: nn.Module, inputs: Tensor) -> dict[Any, Any]:
-    """Batch norms with statistics, each with the layer whose output it is given; both of them run once."""
-    runs: Counter[nn.Module] = Counter()
-    # The tensors stay alive, so that no two of them have one identity.
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    found: dict[nn.Module, nn.Module] = {}
-
-    def after_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
-        runs[layer] += 1
-        made[id(output)] = (layer, output)
-
-    def before_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        runs[norm] += 1
-        if id(arguments[0]) in made:
-            found[norm] = made[id(arguments[0])][0]
-
-    hooks = []
-    for module in model.modules():
-        if type(module) in _LINEAR:
-            hooks.append(module.register_forward_hook(after_layer))
-        elif _is_fixed_norm(module):
-            hooks.append(module.register_forward_pre_hook(before_norm))
-    try:
-        model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    followers = Counter(found.values())
-    return {n: layer for n, layer in found.items() if runs[n] == runs[layer] == followers[layer] == 1}
 
 
 def _is_fixed_norm(module: Any) -> bool:

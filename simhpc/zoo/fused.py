@@ -7,13 +7,13 @@ leaves the chip. Which ReLU follows which convolution is seen by running the mod
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simhpc.zoo.consecutive import consecutive
 from simhpc.zoo.stems import Stem
 from simhpc.zoo.timm_import import timm
 
@@ -98,7 +98,11 @@ def fuse(model: nn.Module, inputs: Tensor) -> int:
     blocks = {name: module for name, module in model.named_modules() if _is_residual(module)}
     for name, block in blocks.items():
         model.set_submodule(name, ResidualBlock(block))
-    pairs = _pairs(model, inputs)
+    # Convolutions that are a part of something already.
+    taken = {module.convolution for module in model.modules() if isinstance(module, (ConvReLU, Stem))}
+    pairs = consecutive(
+        model, inputs, lambda module: _has_bias(module) and module not in taken, lambda module: type(module) is nn.ReLU
+    )
     names = {module: name for name, module in model.named_modules()}
     for relu, convolution in pairs.items():
         model.set_submodule(names[convolution], ConvReLU(convolution))
@@ -147,39 +151,6 @@ def _fused_and_in_parts(module: Any, arguments: tuple[Any, ...]) -> list[tuple[T
 def _relative_error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().float(), expected.detach().float()
     return float((found - expected).norm() / expected.norm().clamp_(min=1e-30))
-
-
-@torch.no_grad()
-def _pairs(model: nn.Module, inputs: Tensor) -> dict[Any, Any]:
-    """ReLUs, each with the convolution whose output it is given; both of them run once."""
-    runs: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    found: dict[nn.Module, nn.Module] = {}
-
-    def after(convolution: nn.Module, _: Any, output: Tensor) -> None:
-        runs[convolution] += 1
-        made[id(output)] = (convolution, output)
-
-    def before(relu: nn.Module, arguments: tuple[Any, ...]) -> None:
-        runs[relu] += 1
-        if id(arguments[0]) in made:
-            found[relu] = made[id(arguments[0])][0]
-
-    hooks = []
-    # Convolutions that are a part of something already.
-    taken = {module.convolution for module in model.modules() if isinstance(module, (ConvReLU, Stem))}
-    for module in model.modules():
-        if _has_bias(module) and module not in taken:
-            hooks.append(module.register_forward_hook(after))
-        elif type(module) is nn.ReLU:
-            hooks.append(module.register_forward_pre_hook(before))
-    try:
-        model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    followers = Counter(found.values())
-    return {relu: c for relu, c in found.items() if runs[relu] == runs[c] == followers[c] == 1}
 
 
 def _has_bias(module: Any) -> bool:

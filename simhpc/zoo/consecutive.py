@@ -1,0 +1,52 @@
+"""Which layer is given what which other one has made: seen by running the model, not read from its code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def consecutive(
+    model: nn.Module, inputs: Tensor, is_first: Callable[[Any], bool], is_second: Callable[[Any], bool]
+) -> dict[Any, Any]:
+    """Second layers, each with the first one whose output it is given; where both run once, and no other follows.
+
+    What this cannot see, an output that is used elsewhere as well, has to be found by comparing results (`zoo.fast`).
+
+    Args:
+        model: in eval mode.
+        inputs: what it takes, of its dtype.
+        is_first, is_second: of a module; a first one is no second one.
+    """
+    runs: Counter[nn.Module] = Counter()
+    # The tensors stay alive, so that no two of them have one identity.
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: dict[nn.Module, nn.Module] = {}
+
+    def after_first(first: nn.Module, _: Any, output: Tensor) -> None:
+        runs[first] += 1
+        made[id(output)] = (first, output)
+
+    def before_second(second: nn.Module, arguments: tuple[Any, ...]) -> None:
+        runs[second] += 1
+        if id(arguments[0]) in made:
+            found[second] = made[id(arguments[0])][0]
+
+    hooks = []
+    for module in model.modules():
+        if is_first(module):
+            hooks.append(module.register_forward_hook(after_first))
+        elif is_second(module):
+            hooks.append(module.register_forward_pre_hook(before_second))
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    followers = Counter(found.values())
+    return {second: first for second, first in found.items() if runs[second] == runs[first] == followers[first] == 1}
