@@ -181,8 +181,7 @@ def _attempt(
             key=model.key,
             kind=kind,
         )
-        if begun := processes.of_first(states.last()):
-            trainer.load(states.load(begun))
+        _go_on(trainer, processes, states)
         report(trainer.done, trainer.steps, "step")
         with progress.held_back():
             loss = _train(run, model.key, trainer, processes, states, report)
@@ -219,6 +218,23 @@ def _attempt(
     )
     discard_states(run, model.key)
     return {"accuracy": accuracy, "loss": loss, "images": len(positions)}
+
+
+def _go_on(trainer: Trainer, processes: Processes, states: States) -> None:
+    """Load the newest state, if there is one.
+
+    Raises:
+        BadFileError: it cannot be read any more, though it is there.
+    """
+    while begun := processes.of_first(states.last()):
+        try:
+            trainer.load(states.load(begun))
+        except BadFileError:
+            # Another copy of this task may have removed it since: it keeps the last few, and none when it is done.
+            if processes.count > 1 or states.last() == begun:
+                raise
+        else:
+            return
 
 
 def discard_partial(run: Run, task: Task) -> None:

@@ -16,7 +16,7 @@ from simhpc.stages.prepare import prepare
 from simhpc.stages.task import Task
 from simhpc.store import checkpoint, step_log
 from simhpc.study import load_study
-from simhpc.zoo.training import TrainingDivergedError
+from simhpc.zoo.training import States, TrainingDivergedError
 
 RECIPE = {
     "epochs": 3,
@@ -86,6 +86,28 @@ def test_a_whole_recipe_is_interrupted_logged_and_shown(tmp_path, monkeypatch):
     assert checkpoint.metadata_of(run.dir.checkpoint("cnn"))["processes"] == "1"
     assert not run.dir.training_states("cnn").exists()
     assert open_run(run.dir.root).study == run.study
+
+
+@pytest.mark.parametrize("n_removed", [1, 2])
+def test_a_state_that_another_copy_removes_before_it_is_loaded(tmp_path, monkeypatch, n_removed):
+    monkeypatch.setattr(progress, "_is_interrupted", False)
+    run, real, asked, seen = begun(tmp_path, {"epochs": 2}), States.load, [], []
+    with pytest.raises(progress.Interrupted):
+        execute(run, lambda done, *_: progress.interrupt() if done == 5 else None)
+    monkeypatch.setattr(progress, "_is_interrupted", False)
+
+    def load(states, step):
+        asked.append(step)
+        if len(asked) <= n_removed:
+            states._path(step).unlink()
+        return real(states, step)
+
+    monkeypatch.setattr(States, "load", load)
+    execute(run, lambda *reading: seen.append(reading[0]))
+    newest, older = asked  # two are kept
+    assert newest == 6 > older
+    assert seen[0] == (older if n_removed == 1 else 0)
+    assert train.is_done(run, Task("train", "cnn"))
 
 
 def test_where_it_diverges_the_last_good_state_is_named_and_kept(tmp_path):
