@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from simhpc.errors import BadFileError
+from simhpc.errors import BadFileError, NoSpaceError
 from simhpc.store.atomic import replacing
 
 KIND, VERSION = "simhpc-training-state", 1
@@ -31,12 +31,21 @@ class States:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a state atomically, read it back, and keep the last few alone. Tensors and plain values only."""
         path = self._path(step)
-        with replacing(path, verify=self._read) as temporary:
-            torch.save({"format": KIND, "format_version": VERSION, "identity": self.identity, **state}, temporary)
+        try:
+            self._write(path, state)
+        except NoSpaceError:
+            raise
+        except Exception:
+            # Another copy of this training may have ended, and removed the folder under our hands: once.
+            self._write(path, state)
         # Later ones, which were damaged or are another copy's, take no place from those that are good.
         for older in [held for held in self._paths() if _step_of(held) <= step][:-_KEPT]:
             older.unlink(missing_ok=True)
         return path
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        with replacing(path, verify=self._read) as temporary:
+            torch.save({"format": KIND, "format_version": VERSION, "identity": self.identity, **state}, temporary)
 
     def last(self) -> int:
         """The step of the newest state that is whole; 0 if there is none."""

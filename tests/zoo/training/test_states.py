@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -24,6 +25,34 @@ def test_the_last_ones_are_kept(tmp_path):
     assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["step-000000020.pt", "step-000000100.pt"]
     assert states.last() == 100
     assert states.load(100)["model"]["w"][0] == 100
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_folder_that_another_copy_removes_while_a_state_is_written(tmp_path, monkeypatch, moment):
+    states, real, calls = States(tmp_path, "a" * 64), torch.save, []
+    states.save(1, state(1))
+
+    def save(what, path):
+        calls.append(path)
+        if len(calls) == 1 and moment == "before":
+            shutil.rmtree(tmp_path / ("a" * 16))
+        real(what, path)
+        if len(calls) == 1 and moment == "after":
+            shutil.rmtree(tmp_path / ("a" * 16))
+
+    monkeypatch.setattr(torch, "save", save)
+    states.save(2, state(2))
+    assert len(calls) == 2
+    assert states.last() == 2
+
+    def always(what, path):
+        real(what, path)
+        path.unlink()
+
+    monkeypatch.setattr(torch, "save", always)
+    with pytest.raises(FileNotFoundError):
+        states.save(3, state(3))
+    assert states.last() == 2
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "empty"])
