@@ -246,7 +246,7 @@ def digits(finished):
     return found
 
 
-def attacked(digits, key, device, name="pgd-linf", *, graph=False, steps=10, batch_size=16, **changes):
+def attacked(digits, key, device, name="pgd-linf", *, graph=False, steps=10, batch_size=16):
     classifier, images, labels = digits[key]
     fast = make_fast(copy.deepcopy(classifier), images[:2].float() / 255, device)
     target = Target(fast.classifier, device, fast.memory_format)
@@ -256,7 +256,7 @@ def attacked(digits, key, device, name="pgd-linf", *, graph=False, steps=10, bat
             target = replace(target, graph=StepGraph(target.classifier, pixels, truth))
         eps_255 = 150 if name == "pgd-l2" else 24
         steps = steps if method.find(name).takes_steps else 1
-        settings = method.Settings(method.find(name), eps_255, changes.pop("step_size_eps", 0.2), steps, {})
+        settings = method.Settings(method.find(name), eps_255, 0.2, steps, {})
         made = attack_images(
             target, images, labels, [range(len(images))], settings,
             batch_size=batch_size, finished={}, on_batch=lambda *_: None,
