@@ -92,7 +92,7 @@ def on_one_batch(victim: Victim, settings: AttackSettings, *, is_recorded: bool)
         with torch_state_kept():
             set_up_torch(study)
             torch.use_deterministic_algorithms(True, warn_only=warns)
-            gradient = InputGradient(target.classifier, target.graph)
+            gradient = InputGradient(target.classifier, target.graph, is_in_parts=target.is_in_parts)
             return pgd.method.attack(gradient, clean, labels, unit, **lengths, steps=pgd.steps)
 
     return attack
@@ -103,7 +103,7 @@ def _target(victim: Victim, settings: AttackSettings) -> Target:
     few = victim.images[:2].float() / 255.0
     fast = make_fast(classifier, few, settings.device, is_compiled=settings.compiled)
     module: nn.Module = _Compiled(fast.classifier) if settings.compiled else fast.classifier
-    return Target(module, settings.device, fast.memory_format)
+    return Target(module, settings.device, fast.memory_format, is_in_parts=fast.is_in_parts)
 
 
 def _recorded(target: Target, victim: Victim, batch_size: int) -> Target:

@@ -56,7 +56,7 @@ def attack_images(
         EpsilonExceededError: a rounded image is further away than that.
     """
     method, eps = settings.method, settings.eps_255 / 255.0
-    gradient = InputGradient(target.classifier, target.graph)
+    gradient = InputGradient(target.classifier, target.graph, is_in_parts=target.is_in_parts)
     adversarial = torch.empty_like(images)
     todo = [batch for batch in fixed_size_batches(len(images), batch_size) if int(batch[0][0]) not in finished]
     for first in sorted(finished):

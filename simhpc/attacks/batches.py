@@ -19,12 +19,14 @@ class Target:
         classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, K >= 2, on `device`, frozen.
         memory_format: of the pixels that it is given.
         graph: a step of an attack on it, recorded.
+        is_in_parts: whether parts of a batch are best computed side by side; on the CPU. See `parts`.
     """
 
     classifier: nn.Module
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
     graph: StepGraph | None = None
+    is_in_parts: bool = False
 
     def moved(self, tensor: Tensor) -> Tensor:
         """A tensor of the CPU's on the device; on the way there, nothing waits for it."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.determinism import is_without_deterministic_kernel
+from simhpc.attacks.parts import in_parts
 
 _WARM_UPS = 3
 """Steps before one is recorded: libraries choose and set up their kernels in the first ones."""
@@ -136,9 +137,12 @@ class InputGradient:
     Args:
         classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits.
         graph: a step of it, recorded; used for batches that it fits.
+        is_in_parts: whether parts of a batch are computed side by side; on the CPU. See `parts`.
     """
 
-    def __init__(self, classifier: nn.Module, graph: StepGraph | None = None) -> None:
+    def __init__(self, classifier: nn.Module, graph: StepGraph | None = None, *, is_in_parts: bool = False) -> None:
+        self._step = functools.partial(input_gradient, classifier)
+        self._is_in_parts = is_in_parts
         self._classifier = classifier
         self._graph = graph
         self._sum: Tensor | float = 0.0
@@ -153,7 +157,7 @@ class InputGradient:
         else:
             if pixels.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            gradient, loss = input_gradient(self._classifier, pixels, labels)
+            gradient, loss = in_parts(self._step, pixels, labels) if self._is_in_parts else self._step(pixels, labels)
         # A CUDA graph overwrites its results in the next step, while attacks may still hold them; and whatever layout
         # the model's first layer gives, attacks work on two tensors of one.
         if gradient.is_cuda or gradient.stride() != pixels.stride():

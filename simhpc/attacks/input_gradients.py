@@ -54,7 +54,7 @@ def directions(
     Raises:
         NonFiniteGradientError: a gradient is NaN or infinite.
     """
-    gradient = InputGradient(target.classifier)
+    gradient = InputGradient(target.classifier, is_in_parts=target.is_in_parts)
     unit, norms, cosines = torch.empty(images.shape, dtype=torch.float16), torch.empty(len(images)), []
     for positions, count in fixed_size_batches(len(images), batch_size):
         first, truth = int(positions[0]), target.moved(labels[positions])

@@ -398,7 +398,7 @@ class _Estimator:
             seconds=seconds,
             step_s=step_s,
             host=self._chosen_bytes() + own_clean + pairs,
-            weights=cost.weight_bytes,
+            weights=self._weight_bytes(task, cost),
             activations=cost.saved_fixed_bytes + batch * per_image,
             loading=self._loading_bytes(cost),
             written=(adversarial_bytes(n, n_attacked, side, classes), adversarial_bytes(n, n, side, classes)),
@@ -432,7 +432,7 @@ class _Estimator:
             seconds=seconds,
             step_s=step_s,
             host=host,
-            weights=cost.weight_bytes,
+            weights=self._weight_bytes(task, cost),
             activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * (pixels(largest) + pixels(own_side))),
             loading=self._loading_bytes(cost),
             written=(written, written),
@@ -466,7 +466,7 @@ class _Estimator:
             seconds=seconds,
             step_s=seconds,
             host=self._chosen_bytes() + own_clean + values,
-            weights=cost.weight_bytes,
+            weights=self._weight_bytes(task, cost),
             activations=cost.saved_fixed_bytes + batch * per_image,
             loading=self._loading_bytes(cost),
             written=(written, written),
@@ -528,6 +528,10 @@ class _Estimator:
     def _attacked_side(self, model: Model) -> int:
         """Side of the pixels that are attacked, stored, and given to the model."""
         return canvas_px(self._study) or _side(model)
+
+    def _weight_bytes(self, task: Task, cost: Cost) -> int:
+        """As a task holds them that does not train: a CPU in one order for each direction (`zoo.packed`)."""
+        return cost.weight_bytes if task.stage in self._on_gpu else 2 * cost.weight_bytes
 
     def _loading_bytes(self, cost: Cost) -> int:
         """While a model is made faster: in double precision twice, with two images' input gradients."""

@@ -68,9 +68,10 @@ def _keep_freed_memory() -> None:
     """
     if sys.platform != "linux":
         return
-    m_trim_threshold, m_mmap_max = -1, -4
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_arena_max, 1)  # the others end at 64 MB, and threads that attack would have one each
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
 
@@ -107,7 +108,7 @@ def load_fast(run: Run, model: Model, chosen: ImageSet, device: torch.device) ->
     fast = make_fast(loaded.classifier, shown, device, is_compiled=is_compiled)
     for reason in fast.left_out:
         print(f"{model.key}: not made faster by this: {reason}", flush=True)
-    target = Target(fast.classifier, device, fast.memory_format)
+    target = Target(fast.classifier, device, fast.memory_format, is_in_parts=fast.is_in_parts)
     return Victim(target, loaded.weights_sha256, "; ".join(fast.done) or "as built by timm")
 
 

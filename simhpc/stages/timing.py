@@ -57,7 +57,9 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
     build_s = time.perf_counter() - started_s
     try:
         pixels = pixels.to(device, memory_format=fast.memory_format)
-        forward_s, gradient_s = settled(device, lambda: time_batches(fast.classifier, pixels), model.key)
+        forward_s, gradient_s = settled(
+            device, lambda: time_batches(fast.classifier, pixels, is_in_parts=fast.is_in_parts), model.key
+        )
         training_s = 0.0 if model.training is None else _training_s(network, model, study, num_classes, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -70,13 +72,18 @@ def measure(model: Model, study: Study, num_classes: int, *, import_s: float) ->
 
 
 def time_batches(
-    classifier: nn.Module, pixels: torch.Tensor, clock: Callable[[], float] = time.perf_counter
+    classifier: nn.Module,
+    pixels: torch.Tensor,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    is_in_parts: bool = False,
 ) -> tuple[float, float]:
     """Seconds of one batch: the forward pass alone, and a step of the attack (forward pass and input gradient).
 
     Args:
         classifier: (B, 3, H, W) pixels in [0, 1] to (B, K) logits, frozen, on the device of `pixels`.
         pixels: float32 (B, 3, H, W).
+        is_in_parts: see `InputGradient`.
     """
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
 
@@ -86,7 +93,7 @@ def time_batches(
 
     # As the attack stage does it.
     graph = try_graph(classifier, pixels, labels)[0] if pixels.is_cuda else None
-    gradient = InputGradient(classifier, graph)
+    gradient = InputGradient(classifier, graph, is_in_parts=is_in_parts)
 
     def step() -> None:
         gradient(pixels, labels)

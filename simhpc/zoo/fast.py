@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
 from simhpc.zoo.fused import ConvReLU, check_kernels, fuse
+from simhpc.zoo.packed import pack
 from simhpc.zoo.stems import is_stem, make_stems
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
@@ -24,6 +25,12 @@ _CPU = torch.device("cpu")
 
 _TOLERANCE = 1e-5
 """Of the relative error in double precision. Folding leaves 1e-14, timm's merging in single precision 1e-7."""
+
+_TOLERANCE_IN_SINGLE_PRECISION = 0.02
+"""Likewise, of layers that were compared each by itself. What is within rounding of 0 may pass a ReLU or not."""
+
+_WITHOUT_STATE = ("torch", "timm", "simhpc")
+"""Packages whose modules keep nothing between passes but what depends on the size of the input alone."""
 
 _MOST_CONVOLUTIONS_OF_A_TRANSFORMER = 1
 """With its patch embedding alone; what has more gains from channels_last."""
@@ -35,20 +42,27 @@ class Fast:
 
     Attributes:
         memory_format: that its pixels should have.
-        done: what was changed, for the record; the same for the same model, always.
+        done: what was changed, for the record; the same for the same model and machine, always.
         left_out: what was tried and is not exact, or failed, with the reason.
+        is_in_parts: whether parts of a batch are best computed side by side, on CPU threads of their own.
     """
 
     classifier: PixelClassifier
     memory_format: torch.memory_format
     done: tuple[str, ...]
     left_out: tuple[str, ...]
+    is_in_parts: bool = False
 
 
 def make_fast(
-    classifier: PixelClassifier, pixels: Tensor, on: torch.device = _CPU, *, is_compiled: bool = False
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    on: torch.device = _CPU,
+    *,
+    is_compiled: bool = False,
+    is_portable: bool = False,
 ) -> Fast:
-    """Fold batch norms, merge branches, drop what is not used, choose a memory format; where that is exact.
+    """Fold batch norms, merge branches, drop what is not used, choose orders of the elements; where that is exact.
 
     Args:
         classifier: on the CPU; not to be used afterwards, its weights may be in the result.
@@ -56,10 +70,14 @@ def make_fast(
             alone may get wrong gradients from torch (see `folding`).
         on: where the result is. A GPU's choices depend on whether TF32 is on.
         is_compiled: whether `torch.compile` follows, which fuses for itself.
+        is_portable: whether it will be copied, moved to another device or run under autocast.
     """
     # cuDNN has fused kernels for what tensor cores compute, in their order of the elements.
     is_fused = on.type == "cuda" and not is_compiled and _uses_tensor_cores(classifier)
     fast = _made(classifier, pixels, on, is_fused=is_fused)
+    if on.type == "cpu" and not (is_compiled or is_portable or classifier.in_bfloat16):
+        is_in_parts = _gains_in_parts(fast.classifier.model)
+        return replace(_packed(fast, pixels), is_in_parts=is_in_parts)
     dtypes = {module.convolution.weight.dtype for module in fast.classifier.modules() if isinstance(module, ConvReLU)}
     if not dtypes:
         return fast
@@ -101,6 +119,33 @@ def _made(classifier: PixelClassifier, pixels: Tensor, on: torch.device, *, is_f
             fast.model = model
             left_out.append(f"weights cast once: {_first_line(error)}")
     return Fast(fast.to(on), memory_format, tuple(done), tuple(left_out))
+
+
+def _packed(fast: Fast, pixels: Tensor) -> Fast:
+    """With its weights in oneDNN's order, where that gains."""
+    pixels, before = pixels.to(memory_format=fast.memory_format), {}
+    try:
+        # In single precision: these operators have no other that is more exact.
+        expected = _answers(fast.classifier, pixels)
+        before = pack(fast.classifier, pixels, convolutions=fast.memory_format == torch.channels_last)
+        if not before:
+            return fast
+        off = [_relative_error(*both) for both in zip(_answers(fast.classifier, pixels), expected, strict=True)]
+        if not all(error <= _TOLERANCE_IN_SINGLE_PRECISION for error in off):
+            raise RuntimeError(f"relative error of logits and gradient {max(off[::2]):.1g} and {off[1]:.1g}")
+    except Exception as error:  # code that looks at a layer's weight
+        for name, module in before.items():
+            fast.classifier.set_submodule(name, module)
+        return replace(fast, left_out=(*fast.left_out, f"weights in oneDNN's order: {_first_line(error)}"))
+    return replace(fast, done=(*fast.done, f"weights of {len(set(before.values()))} layers in oneDNN's order"))
+
+
+def _gains_in_parts(model: nn.Module) -> bool:
+    """Whether it is a transformer, or like one, that may run in several threads at once."""
+    if _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
+        return False
+    # Code of one's own may keep what it computes on the module.
+    return all(type(module).__module__.split(".")[0] in _WITHOUT_STATE for module in model.modules())
 
 
 def _uses_tensor_cores(classifier: PixelClassifier) -> bool:
@@ -244,6 +289,12 @@ def _answer(classifier: PixelClassifier, pixels: Tensor) -> tuple[Tensor, Tensor
         weights = torch.linspace(-1.0, 1.0, logits.shape[1], dtype=logits.dtype)
         (gradient,) = torch.autograd.grad((logits * weights).sum(), variable)
     return logits.detach(), gradient
+
+
+@torch.no_grad()
+def _answers(classifier: PixelClassifier, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_answer`, and the logits where no gradient is asked for: torch's own encoder layer has another way then."""
+    return *_answer(classifier, pixels), classifier(pixels)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

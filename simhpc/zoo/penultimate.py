@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simhpc.zoo.classifier import PixelClassifier
+from simhpc.zoo.packed import PackedLinear
 from simhpc.zoo.readout import ReadOut
 
 TIMM = "timm's forward_head(pre_logits=True)"
@@ -88,7 +89,7 @@ def _is_matrix(features: object, pixels: Tensor) -> bool:
 def _last_linear(network: nn.Module, classifier: PixelClassifier, pixels: Tensor) -> tuple[str, nn.Module | None]:
     """Name and module of the linear layer that runs last; or why it will not do."""
     ran: list[nn.Module] = []
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    names = {module: name for name, module in network.named_modules() if isinstance(module, (nn.Linear, PackedLinear))}
     hooks = [module.register_forward_hook(lambda layer, *_: ran.append(layer)) for module in names]
     try:
         logits = PixelClassifier(

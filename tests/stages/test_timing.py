@@ -56,7 +56,7 @@ def test_a_study_is_measured_as_its_attack_computes(make_study, monkeypatch):
     """Batch size, pixels' size and threads are the study's; seconds are per image."""
     seen = {}
 
-    def timed(classifier, pixels):
+    def timed(classifier, pixels, *, is_in_parts):
         seen.update(shape=tuple(pixels.shape), threads=torch.get_num_threads())
         assert classifier(pixels).shape == (len(pixels), 10)
         return 3.2, 6.4
@@ -89,7 +89,7 @@ def test_training_is_the_train_stages_own(make_study, monkeypatch):
                 monkeypatch.setattr(timing.time, "perf_counter", lambda now_s=now_s: now_s)
                 on_steps([])
 
-    monkeypatch.setattr(timing, "time_batches", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(timing, "time_batches", lambda *_, **__: (1.0, 1.0))
     monkeypatch.setattr(timing.training, "Trainer", Trainer)
     study = make_study(("cnn",), training={"batch_size": 16})
     speed = measure(resolve_model(study.models[0], 10), study, 10, import_s=0.0)

@@ -1,0 +1,188 @@
+"""Weights in the order in which oneDNN computes with them, for CPUs.
+
+Torch hands oneDNN a convolution's weights in its own order, and oneDNN rearranges them in every pass: with small images
+that takes as long as a third of the products. A model under attack keeps its weights, so here it is done once. Linear
+layers torch gives to MKL, which is slower than oneDNN on AMD's processors.
+
+The operators are those of torch's compiler for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py). They belong
+to no public interface and have no gradients. What is packed can be neither copied nor moved to a GPU, and does not see
+autocast.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from simhpc.zoo.stems import Stem
+
+_FEWEST_WEIGHTS = 2**15
+"""With fewer, a Python call in each direction costs what is gained."""
+
+_TOLERANCE = 1e-4
+"""Of the relative error of a layer in single precision; what adds in another order differs by 1e-6."""
+
+_NOTHING_ELSE: tuple[str, list[float | None], str] = ("none", [], "")
+"""Of what these operators can do to a result on the way."""
+
+
+class PackedConvolution(nn.Module):
+    """A convolution (B, C, H, W) to (B, K, H', W') of which only the input has a gradient.
+
+    Args:
+        convolution: see `_is_convolution`; frozen, float32, on the CPU.
+        shape, made_shape: of an input and its output, by which oneDNN chooses; others are as right.
+    """
+
+    def __init__(self, convolution: Any, shape: torch.Size, made_shape: torch.Size) -> None:
+        super().__init__()
+        c = convolution
+        self.bias, self.kernel_size = c.bias, c.kernel_size
+        self.stride, self.padding, self.dilation = c.stride, c.padding, c.dilation
+        weight = c.weight.detach().contiguous(memory_format=torch.channels_last)
+        how, ops = (self.stride, self.dilation, 1), torch.ops.mkldnn
+        self.weight = ops._reorder_convolution_weight(weight, self.padding, *how, shape)
+        self.transposed = ops._reorder_convolution_transpose_weight(
+            weight, self.padding, self.left_over(shape), *how, made_shape
+        )
+
+    def left_over(self, shape: torch.Size) -> list[int]:
+        """Rows and columns at the end of a padded input that the stride does not reach."""
+        sides = zip(shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return [(n + 2 * padding - d * (kernel - 1) - 1) % stride for n, kernel, stride, padding, d in sides]
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = _Convolution.apply(x, self)  # type: ignore[no-untyped-call]
+        return made
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: PackedConvolution) -> Tensor:
+        ctx.packed, ctx.shape = packed, x.shape
+        p = packed
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, p.weight, p.bias, p.padding, p.stride, p.dilation, 1, *_NOTHING_ELSE
+        )
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None]:
+        p = ctx.packed
+        # A mean's gradient is one number with strides of 0.
+        arrived = arriving[0].contiguous(memory_format=torch.channels_last)
+        gradient: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            arrived, p.transposed, None, p.padding, p.left_over(ctx.shape), p.stride, p.dilation, 1, *_NOTHING_ELSE
+        )
+        return gradient, None
+
+
+class PackedLinear(nn.Module):
+    """A linear layer (*, N) to (*, M) of which only the input has a gradient.
+
+    Args:
+        linear: frozen, float32, on the CPU.
+        shape: of an input, by which oneDNN chooses; others are as right.
+    """
+
+    def __init__(self, linear: Any, shape: torch.Size, _: torch.Size) -> None:
+        super().__init__()
+        self.bias, self.in_features, self.out_features = linear.bias, linear.in_features, linear.out_features
+        weight, rows = linear.weight.detach(), shape[:-1].numel()
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        self.weight, self.transposed = pack(weight.contiguous(), rows), pack(weight.T.contiguous(), rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = _Linear.apply(x, self)  # type: ignore[no-untyped-call]
+        return made
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: PackedLinear) -> Tensor:
+        ctx.packed = packed
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, *_NOTHING_ELSE)
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None]:
+        arrived = arriving[0].contiguous()
+        gradient: Tensor = torch.ops.mkldnn._linear_pointwise(arrived, ctx.packed.transposed, None, *_NOTHING_ELSE)
+        return gradient, None
+
+
+@torch.no_grad()
+def pack(model: nn.Module, inputs: Tensor, *, convolutions: bool) -> dict[str, Any]:
+    """Pack every layer that gains, in place; what was there before, by its name.
+
+    Args:
+        model: float32, in eval mode, frozen, on the CPU.
+        inputs: what it takes.
+        convolutions: whether these as well as linear layers; they take and give channels_last order.
+
+    Raises:
+        AttributeError, RuntimeError: this torch has no such operators, or they compute something else. Nothing was
+            changed then.
+    """
+    held = {module.convolution for module in model.modules() if isinstance(module, Stem)}
+    packed: dict[Any, nn.Module] = {}
+
+    def make(module: Any, arguments: tuple[Any, ...], made: Tensor) -> None:
+        if module not in packed:
+            kind = PackedLinear if type(module) is nn.Linear else PackedConvolution
+            packed[module] = kind(module, arguments[0].shape, made.shape)
+        error = _relative_error(packed[module], module, arguments[0])
+        if not error <= _TOLERANCE:
+            raise RuntimeError(f"{module} is not the same, relative error {error:.1g}")
+
+    gaining = [m for m in model.modules() if m not in held and _gains(m, convolutions=convolutions)]
+    hooks = [module.register_forward_hook(make) for module in gaining]
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before = {name: module for name, module in model.named_modules(remove_duplicate=False) if module in packed}
+    for name, module in before.items():
+        model.set_submodule(name, packed[module])
+    return before
+
+
+@torch.enable_grad()
+def _relative_error(packed: nn.Module, layer: nn.Module, x: Tensor) -> float:
+    """Of what comes out and of the gradient of its squares' sum, the larger one; NaN where either is."""
+    answers = []
+    for each in (packed, layer):
+        variable = x.detach().requires_grad_(True)
+        made: Tensor = each.forward(variable)  # a call would come here again
+        answers.append((made, torch.autograd.grad(made.square().sum(), variable)[0]))
+    errors = [
+        (found - expected).norm() / expected.norm().clamp_(min=1e-30) for found, expected in zip(*answers, strict=True)
+    ]
+    return float(torch.stack(errors).detach().amax())
+
+
+def _gains(module: Any, *, convolutions: bool) -> bool:
+    if type(module) is nn.Linear:
+        return module.weight.numel() >= _FEWEST_WEIGHTS and _is_amd()
+    return (
+        convolutions
+        and type(module) is nn.Conv2d
+        and module.weight.numel() >= _FEWEST_WEIGHTS
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+@functools.cache
+def _is_amd() -> bool:
+    names = Path("/proc/cpuinfo")
+    return names.exists() and "AuthenticAMD" in names.read_text()
