@@ -35,7 +35,7 @@ class PackedConvolution(nn.Module):
     """A convolution (B, C, H, W) to (B, K, H', W') of which only the input has a gradient.
 
     Args:
-        convolution: see `_is_convolution`; frozen, float32, on the CPU.
+        convolution: see `_gains`; frozen, float32, on the CPU.
         shape, made_shape: of an input and its output, by which oneDNN chooses; others are as right.
     """
 
