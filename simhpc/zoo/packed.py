@@ -91,7 +91,7 @@ class PackedLinear(nn.Module):
         shape: of an input, by which oneDNN chooses; others are as right.
     """
 
-    def __init__(self, linear: Any, shape: torch.Size, _: torch.Size) -> None:
+    def __init__(self, linear: Any, shape: torch.Size) -> None:
         super().__init__()
         self.bias, self.in_features, self.out_features = linear.bias, linear.in_features, linear.out_features
         weight, rows = linear.weight.detach(), shape[:-1].numel()
@@ -136,8 +136,9 @@ def pack(model: nn.Module, inputs: Tensor, *, convolutions: bool) -> dict[str, A
 
     def make(module: Any, arguments: tuple[Any, ...], made: Tensor) -> None:
         if module not in packed:
-            kind = PackedLinear if type(module) is nn.Linear else PackedConvolution
-            packed[module] = kind(module, arguments[0].shape, made.shape)
+            shape = arguments[0].shape
+            is_linear = type(module) is nn.Linear
+            packed[module] = PackedLinear(module, shape) if is_linear else PackedConvolution(module, shape, made.shape)
         error = _relative_error(packed[module], module, arguments[0])
         if not error <= _TOLERANCE:
             raise RuntimeError(f"{module} is not the same, relative error {error:.1g}")

@@ -58,7 +58,7 @@ def test_the_same_as_the_linear_layer(shape, bias):
     torch.manual_seed(0)
     linear = nn.Linear(7, 11, bias=bias).requires_grad_(False)
     x = torch.randn(*shape, 7)
-    packed = PackedLinear(linear, x.shape, torch.Size([*shape, 11]))
+    packed = PackedLinear(linear, x.shape)
     assert_same(linear, packed, x)
     assert_same(linear, packed, torch.randn(13, 2, 7).transpose(0, 1))
 
@@ -76,7 +76,7 @@ def test_by_hand():
     linear.weight.copy_(torch.tensor([[3.0, 4.0]]))
     linear.bias.fill_(5.0)
     x = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    made = PackedLinear(linear, x.shape, torch.Size([1, 1]))(x)
+    made = PackedLinear(linear, x.shape)(x)
     assert made.tolist() == [[16.0]]
     # As a mean gives it: one number for all, with strides of 0.
     assert torch.autograd.grad(made, x, torch.tensor(2.0).expand(1, 1))[0].tolist() == [[6.0, 8.0]]
