@@ -41,7 +41,7 @@ inputs_sha256() {
     (
         cd "$root"
         printf '%s\n' "$kind" "$base"
-        find simhpc -name '*.py' -print0 | sort --zero-terminated | xargs --null sha256sum
+        find simhpc -type f -not -path '*/__pycache__/*' -print0 | sort --zero-terminated | xargs --null sha256sum
         sha256sum pyproject.toml README.md constraints.txt containers/{build.sh,install.sh,"$definition"}
     ) | sha256sum | cut -d' ' -f1
 }
@@ -100,7 +100,7 @@ if [[ $kind == cpu ]]; then
     [[ -n $mirror ]] || die "apt knows no repository: run apt-get update"
     # The mirror is this machine's, and stays out.
     # shellcheck disable=SC2016
-    mmdebstrap --quiet --variant=apt --include=python3,python3-venv,ca-certificates \
+    mmdebstrap --quiet --variant=apt --include=python3,python3-venv,ca-certificates,gcc,libc6-dev \
         --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \

@@ -530,8 +530,8 @@ class _Estimator:
         return canvas_px(self._study) or _side(model)
 
     def _weight_bytes(self, task: Task, cost: Cost) -> int:
-        """As a task holds them that does not train: a CPU in one order for each direction (`zoo.packed`)."""
-        return cost.weight_bytes if task.stage in self._on_gpu else 2 * cost.weight_bytes
+        """As a task holds them that does not train."""
+        return cost.weight_bytes if task.stage in self._on_gpu else cost.cpu_weight_bytes
 
     def _loading_bytes(self, cost: Cost) -> int:
         """While a model is made faster: in double precision twice, with two images' input gradients."""

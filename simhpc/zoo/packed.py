@@ -19,13 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from simhpc.zoo.stems import Stem
-
 _FEWEST_WEIGHTS = 2**15
 """With fewer, a Python call in each direction costs what is gained."""
-
-_TOLERANCE = 1e-4
-"""Of the relative error of a layer in single precision; what adds in another order differs by 1e-6."""
 
 _NOTHING_ELSE: tuple[str, list[float | None], str] = ("none", [], "")
 """Of what these operators can do to a result on the way."""
@@ -35,7 +30,7 @@ class PackedConvolution(nn.Module):
     """A convolution (B, C, H, W) to (B, K, H', W') of which only the input has a gradient.
 
     Args:
-        convolution: see `_gains`; frozen, float32, on the CPU.
+        convolution: see `packed_convolution`; frozen, float32, on the CPU.
         shape, made_shape: of an input and its output, by which oneDNN chooses; others are as right.
     """
 
@@ -118,69 +113,22 @@ class _Linear(torch.autograd.Function):
         return gradient, None
 
 
-@torch.no_grad()
-def pack(model: nn.Module, inputs: Tensor, *, convolutions: bool) -> dict[str, Any]:
-    """Pack every layer that gains, in place; what was there before, by its name.
-
-    Args:
-        model: float32, in eval mode, frozen, on the CPU.
-        inputs: what it takes.
-        convolutions: whether these as well as linear layers; they take and give channels_last order.
-
-    Raises:
-        AttributeError, RuntimeError: this torch has no such operators, or they compute something else. Nothing was
-            changed then.
-    """
-    held = {module.convolution for module in model.modules() if isinstance(module, Stem)}
-    packed: dict[Any, nn.Module] = {}
-
-    def make(module: Any, arguments: tuple[Any, ...], made: Tensor) -> None:
-        if module not in packed:
-            shape = arguments[0].shape
-            is_linear = type(module) is nn.Linear
-            packed[module] = PackedLinear(module, shape) if is_linear else PackedConvolution(module, shape, made.shape)
-        error = _relative_error(packed[module], module, arguments[0])
-        if not error <= _TOLERANCE:
-            raise RuntimeError(f"{module} is not the same, relative error {error:.1g}")
-
-    gaining = [m for m in model.modules() if m not in held and _gains(m, convolutions=convolutions)]
-    hooks = [module.register_forward_hook(make) for module in gaining]
-    try:
-        model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    before = {name: module for name, module in model.named_modules(remove_duplicate=False) if module in packed}
-    for name, module in before.items():
-        model.set_submodule(name, packed[module])
-    return before
-
-
-@torch.enable_grad()
-def _relative_error(packed: nn.Module, layer: nn.Module, x: Tensor) -> float:
-    """Of what comes out and of the gradient of its squares' sum, the larger one; NaN where either is."""
-    answers = []
-    for each in (packed, layer):
-        variable = x.detach().requires_grad_(True)
-        made: Tensor = each.forward(variable)  # a call would come here again
-        answers.append((made, torch.autograd.grad(made.square().sum(), variable)[0]))
-    errors = [
-        (found - expected).norm() / expected.norm().clamp_(min=1e-30) for found, expected in zip(*answers, strict=True)
-    ]
-    return float(torch.stack(errors).detach().amax())
-
-
-def _gains(module: Any, *, convolutions: bool) -> bool:
-    if type(module) is nn.Linear:
-        return module.weight.numel() >= _FEWEST_WEIGHTS and _is_amd()
-    return (
-        convolutions
-        and type(module) is nn.Conv2d
-        and module.weight.numel() >= _FEWEST_WEIGHTS
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
+def packed_convolution(layer: Any, shape: torch.Size, made_shape: torch.Size) -> PackedConvolution | None:
+    """The convolution packed, if that gains and it takes and gives channels_last order (`substitutes.Make`)."""
+    gains = (
+        type(layer) is nn.Conv2d
+        and layer.weight.numel() >= _FEWEST_WEIGHTS
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
     )
+    return PackedConvolution(layer, shape, made_shape) if gains else None
+
+
+def packed_linear(layer: Any, shape: torch.Size, _: torch.Size) -> PackedLinear | None:
+    """The linear layer packed, if that gains (`substitutes.Make`)."""
+    gains = type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST_WEIGHTS and _is_amd()
+    return PackedLinear(layer, shape) if gains else None
 
 
 @functools.cache

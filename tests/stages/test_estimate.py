@@ -34,6 +34,7 @@ def unit(**changes) -> Cost:
     fields = {
         "parameters": 1,
         "weight_bytes": 1000,
+        "cpu_weight_bytes": 2500,
         "tensors": 1,
         "forward_flops": 10,
         "gradient_flops": 25,
@@ -206,7 +207,7 @@ def test_memory_of_an_attack(make_study, tmp_path):
     batch = 7 + 32 * (300 + 100 + 8 * 4 * 3 * 16 * 16)
     on_cpu = by_task(estimate(run, facts(run), costs, accuracy=0.8))["attack", "cnn"]
     assert (on_cpu.memory_bytes, on_cpu.device_bytes) == (
-        HOST_BYTES["attack"] + small + 3 * large + twice + 2 * 1000 + round(1.3 * batch),
+        HOST_BYTES["attack"] + small + 3 * large + twice + 2500 + round(1.3 * batch),
         0,
     )
     on_gpu = by_task(estimate(run, facts(run), costs, accuracy=0.8, on_gpu=["attack"]))["attack", "cnn"]
@@ -218,7 +219,7 @@ def test_memory_of_an_attack(make_study, tmp_path):
     canvas = fresh(make_study, tmp_path, ("cnn",), attack={"grid": "canonical"})
     batch = 7 + 32 * (300 + 100 + 8 * 4 * 3 * 8 * 8)
     found = by_task(estimate(canvas, facts(canvas), costs, accuracy=0.8))["attack", "cnn"]
-    assert found.memory_bytes == HOST_BYTES["attack"] + 3 * small + twice + 2 * 1000 + round(1.3 * batch)
+    assert found.memory_bytes == HOST_BYTES["attack"] + 3 * small + twice + 2500 + round(1.3 * batch)
 
 
 def test_bounds(make_study, tmp_path):

@@ -17,6 +17,12 @@ from simhpc.zoo.timm_import import timm
 DATA = DataConfig(input_size_px=64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), interpolation="bilinear", crop_pct=1.0)
 
 
+@pytest.fixture(autouse=True)
+def _without_winograd(monkeypatch):
+    """It needs a compiler, which may not be there; test_winograd.py is about it."""
+    monkeypatch.setattr(fast_module, "winograd_convolution", lambda *_: None)
+
+
 def classifier_of(model, **options):
     return PixelClassifier(with_statistics(model).float(), DATA, **options)
 

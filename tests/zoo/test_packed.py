@@ -12,16 +12,24 @@ from torch import nn
 from zoo.norms import with_statistics
 
 from simhpc.study import DataConfig
+from simhpc.zoo import fast as fast_module
 from simhpc.zoo import packed as packed_module
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import make_fast
-from simhpc.zoo.packed import PackedConvolution, PackedLinear, pack
+from simhpc.zoo.packed import PackedConvolution, PackedLinear, packed_convolution, packed_linear
 from simhpc.zoo.penultimate import penultimate
 from simhpc.zoo.stems import Stem
+from simhpc.zoo.substitutes import substitutes
 from simhpc.zoo.timm_import import timm
 
 axes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(1, 12))
 """Kernel, stride, padding, dilation, side."""
+
+
+@pytest.fixture(autouse=True)
+def _without_winograd(monkeypatch):
+    """It needs a compiler, which may not be there; test_winograd.py is about it."""
+    monkeypatch.setattr(fast_module, "winograd_convolution", lambda *_: None)
 
 
 def there_and_back(layer, x):
@@ -100,23 +108,18 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("is_amd", [True, False])
-@pytest.mark.parametrize("convolutions", [True, False])
-def test_which_layers_are_packed(monkeypatch, is_amd, convolutions):
+def test_which_layers_are_packed(monkeypatch, is_amd):
     """One that is used under two names is one layer in both; small ones and what is not plain stay."""
     monkeypatch.setattr(packed_module, "_is_amd", lambda: is_amd)
     torch.manual_seed(0)
     model = Mixed().requires_grad_(False).to(memory_format=torch.channels_last)
     x = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    expected = there_and_back(model, x)
-    before = pack(model, x, convolutions=convolutions)
-    wanted = {"wide", "again"} if convolutions else set()
-    assert set(before) == wanted | ({"large"} if is_amd else set())
-    assert {name for name, module in model.named_modules() if type(module) in (PackedConvolution, PackedLinear)} == (
-        set(before) - {"again"}
-    )
-    assert model.wide is model.again
-    for found, of_model in zip(there_and_back(model, x), expected, strict=True):
-        torch.testing.assert_close(found, of_model, rtol=1e-4, atol=1e-5 * float(of_model.abs().max()))
+    found = substitutes(model, x, packed_convolution)
+    assert set(found) == {"wide", "again"}
+    assert found["wide"] is found["again"]
+    assert type(found["wide"]) is PackedConvolution
+    linear = substitutes(model, x, packed_linear)
+    assert {name: type(layer) for name, layer in linear.items()} == ({"large": PackedLinear} if is_amd else {})
 
 
 DATA = DataConfig(input_size_px=64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), interpolation="bilinear", crop_pct=1.0)
@@ -136,10 +139,11 @@ def test_models_are_packed_where_single_precision_on_a_cpu_is_not_compiled(monke
     torch.manual_seed(0)
     model, pixels = timm.create_model(name, num_classes=10, **arguments), torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(model), pixels)
-    kind, other = (PackedConvolution, nn.Conv2d) if name == "resnet18" else (PackedLinear, nn.Linear)
+    of_convolutions = (PackedConvolution, nn.Conv2d, "convolution(s)")
+    kind, other, what = of_convolutions if name == "resnet18" else (PackedLinear, nn.Linear, "linear layer(s)")
     n_packed = sum(isinstance(module, kind) for module in fast.classifier.modules())
     assert n_packed > 15
-    assert fast.done[-1] == f"weights of {n_packed} layers in oneDNN's order"
+    assert fast.done[-1] == f"{n_packed} {what} in oneDNN's order"
     assert all(module.weight.numel() < 2**15 for module in fast.classifier.modules() if type(module) is other)
     for without in (
         make_fast(classifier_of(model), pixels, is_compiled=True),
@@ -165,7 +169,7 @@ def test_layers_that_a_model_looks_into_are_put_back():
     pixels = torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(Looking()), pixels)
     (reason,) = fast.left_out
-    assert reason == "weights in oneDNN's order: 'PackedConvolution' object has no attribute 'out_channels'"
+    assert reason == "convolution(s) in oneDNN's order: 'PackedConvolution' object has no attribute 'out_channels'"
     assert type(fast.classifier.model.wide) is nn.Conv2d
     assert torch.isfinite(fast.classifier(pixels)).all()
 
@@ -188,7 +192,7 @@ def test_a_model_that_would_fail_without_a_gradient_stays_as_it_is(monkeypatch):
     pixels = torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(Encoder()), pixels)
     assert len(fast.left_out) == 1
-    assert fast.left_out[0].startswith("weights in oneDNN's order: ")
+    assert fast.left_out[0].startswith("linear layer(s) in oneDNN's order: ")
     with torch.no_grad():
         assert torch.isfinite(fast.classifier(pixels)).all()
 
@@ -222,7 +226,7 @@ def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch):
     expected = classifier_of(model)(pixels)
     fast = make_fast(classifier_of(model), pixels)
     (reason,) = fast.left_out
-    assert reason.startswith("weights in oneDNN's order: Conv2d(64, 64, kernel_size=(3, 3), ")
+    assert reason.startswith("convolution(s) in oneDNN's order: Conv2d(64, 64, kernel_size=(3, 3), ")
     assert reason.endswith("is not the same, relative error 0.002")
     assert PackedConvolution not in kinds(fast)
     torch.testing.assert_close(fast.classifier(pixels), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -1,0 +1,64 @@
+"""Layers that compute the same in another way, each compared with the one whose place it is to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simhpc.zoo.stems import Stem
+
+_TOLERANCE = 1e-4
+"""Of the relative error of a layer in single precision; what adds in another order differs by 1e-6."""
+
+Make = Callable[[Any, torch.Size, torch.Size], nn.Module | None]
+"""A layer and the shapes of its input and its output to the one that is to take its place, if there is a gain."""
+
+
+@torch.no_grad()
+def substitutes(model: nn.Module, inputs: Tensor, make: Make) -> dict[str, nn.Module]:
+    """What is to take the place of convolutions and linear layers, by all their names.
+
+    Args:
+        model: float32, in eval mode, frozen, on the CPU.
+        inputs: what it takes.
+
+    Raises:
+        RuntimeError: one computes something else.
+        Exception: whatever `make` raises.
+    """
+    held = {module.convolution for module in model.modules() if isinstance(module, Stem)}
+    layers = [m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear) and m not in held]
+    found: dict[nn.Module, nn.Module | None] = {}
+
+    def look(layer: nn.Module, arguments: tuple[Any, ...], made: Tensor) -> None:
+        if layer not in found:
+            found[layer] = make(layer, arguments[0].shape, made.shape)
+        other = found[layer]
+        if other is not None and not (error := _relative_error(other, layer, arguments[0])) <= _TOLERANCE:
+            raise RuntimeError(f"{layer} is not the same, relative error {error:.1g}")
+
+    hooks = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    named = model.named_modules(remove_duplicate=False)
+    return {name: other for name, layer in named if (other := found.get(layer)) is not None}
+
+
+@torch.enable_grad()
+def _relative_error(other: nn.Module, layer: nn.Module, x: Tensor) -> float:
+    """Of what comes out and of the gradient of its squares' sum, the larger one; NaN where either is."""
+    answers = []
+    for each in (other, layer):
+        variable = x.detach().requires_grad_(True)
+        made: Tensor = each.forward(variable)  # a call would come here again
+        answers.append((made, torch.autograd.grad(made.square().sum(), variable)[0]))
+    errors = [
+        (found - expected).norm() / expected.norm().clamp_(min=1e-30) for found, expected in zip(*answers, strict=True)
+    ]
+    return float(torch.stack(errors).detach().amax())
