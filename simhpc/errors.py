@@ -59,6 +59,11 @@ class SchedulerUnavailableError(SchedulerError):
     """Slurm could not be asked: a program is missing, or does not answer."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """`; did you mean 'x'?` for the names in `known` nearest to `name`, or an empty string."""
     matches = closest(name, known, most)

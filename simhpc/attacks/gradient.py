@@ -14,6 +14,7 @@ from torch.nn import functional
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.determinism import is_without_deterministic_kernel
 from simhpc.attacks.parts import in_parts
+from simhpc.errors import first_line
 
 _WARM_UPS = 3
 """Steps before one is recorded: libraries choose and set up their kernels in the first ones."""
@@ -126,7 +127,7 @@ def try_graph(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[St
         # Where memory runs out while recording, to end that may be another error.
         if error.__context__ is not None and is_out_of_memory(error.__context__):
             raise error.__context__ from None
-        return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return None, first_line(error)
 
 
 class InputGradient:

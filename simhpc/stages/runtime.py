@@ -20,7 +20,7 @@ from simhpc.attacks import determinism, method
 from simhpc.attacks.backoff import is_out_of_memory
 from simhpc.attacks.batches import Target
 from simhpc.attacks.gradient import InputGradient, try_graph
-from simhpc.errors import SimhpcError
+from simhpc.errors import SimhpcError, first_line
 from simhpc.rundir import Run
 from simhpc.store import hdf5, image_set
 from simhpc.store.image_set import ImageSet
@@ -154,7 +154,7 @@ def compiled(
     except Exception as error:
         if is_out_of_memory(error) or determinism.is_without_deterministic_kernel(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         print(f"{model.key}: resources.compile = {mode!r} does not work here, so it is left out: {reason}", flush=True)
         torch.compiler.reset()
         return victim

@@ -24,7 +24,7 @@ from simhpc.study import Model
 from simhpc.zoo import build
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import as_attacked
-from simhpc.zoo.winograd import kept_bytes
+from simhpc.zoo.winograd import memory_bytes
 
 _BATCH = 2
 
@@ -36,8 +36,8 @@ class Cost:
     Attributes:
         parameters: numbers in its parameters.
         weight_bytes: of its state dict, parameters and buffers.
-        cpu_weight_bytes: of the orders in which a CPU keeps them that does not train: one for each direction, and more
-            (`zoo.winograd`).
+        cpu_weight_bytes: of weights as a CPU has them that does not train: one order for each direction
+            (`zoo.packed`), and what `zoo.winograd` takes.
         tensors: in the state dict.
         forward_flops: of one image's forward pass.
         gradient_flops: of one image's forward pass and input gradient together; no weight gradients.
@@ -92,7 +92,7 @@ def _count(model: Model, num_classes: int, canvas_px: int | None, device: str) -
     with torch.device(device):
         inputs = torch.zeros(_BATCH, 3, input_size, input_size)
         network = as_attacked(network.eval().requires_grad_(False), inputs)
-        cpu_weight_bytes = 2 * weight_bytes + kept_bytes(network, inputs)
+        cpu_weight_bytes = 2 * weight_bytes + memory_bytes(network, inputs)
         classifier = PixelClassifier(network, model.data, fits_inside=canvas_px is not None)
     side = canvas_px or input_size
     shape = (3, side, side)

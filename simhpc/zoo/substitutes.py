@@ -29,25 +29,43 @@ def substitutes(model: nn.Module, inputs: Tensor, make: Make) -> dict[str, nn.Mo
         RuntimeError: one computes something else.
         Exception: whatever `make` raises.
     """
-    held = {module.convolution for module in model.modules() if isinstance(module, Stem)}
-    layers = [m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear) and m not in held]
     found: dict[nn.Module, nn.Module | None] = {}
+    shapes: dict[nn.Module, torch.Size] = {}
 
-    def look(layer: nn.Module, arguments: tuple[Any, ...], made: Tensor) -> None:
+    def look(layer: nn.Module, x: Tensor, made: Tensor) -> None:
         if layer not in found:
-            found[layer] = make(layer, arguments[0].shape, made.shape)
+            found[layer], shapes[layer] = make(layer, x.shape, made.shape), x.shape
+        elif x.shape != shapes[layer]:
+            found[layer] = None  # it is made for one size
         other = found[layer]
-        if other is not None and not (error := _relative_error(other, layer, arguments[0])) <= _TOLERANCE:
+        if other is not None and not (error := _relative_error(other, layer, x)) <= _TOLERANCE:
             raise RuntimeError(f"{layer} is not the same, relative error {error:.1g}")
 
-    hooks = [layer.register_forward_hook(look) for layer in layers]
+    watch(model, inputs, look)
+    named = model.named_modules(remove_duplicate=False)
+    return {name: other for name, layer in named if (other := found.get(layer)) is not None}
+
+
+def watch(model: nn.Module, inputs: Tensor, look: Callable[[Any, Tensor, Tensor], None]) -> None:
+    """Run the model, and look at each use of a layer that can be replaced, with its input and output."""
+    held = {module.convolution for module in model.modules() if isinstance(module, Stem)}
+
+    def see(layer: nn.Module, arguments: tuple[Any, ...], made: Tensor) -> None:
+        if arguments:  # none where its input was named
+            look(layer, arguments[0], made)
+
+    layers = [m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear) and m not in held and not _is_hooked(m)]
+    hooks = [layer.register_forward_hook(see) for layer in layers]
     try:
         model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    named = model.named_modules(remove_duplicate=False)
-    return {name: other for name, layer in named if (other := found.get(layer)) is not None}
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something else is done where it is used, which would be lost with it."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 @torch.enable_grad()

@@ -5,7 +5,7 @@ products for a pair of channels in place of 144. The transforms are a few lines 
 translates for its very processor when a process first needs them; the products are oneDNN's, with weights in its order
 (`packed`). The input gradient of such a convolution is one itself, of filters that are turned around.
 
-Rounding errors are three to six times those of the direct sum: 2e-6 to 4e-6 of the result in single precision.
+Rounding errors are three to six times those of oneDNN's direct sum: 2e-6 to 5e-6 of the result in single precision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from simhpc.zoo.substitutes import watch
 
 _TILE, _POINTS = 4, 36
 """Pixels along a tile, and numbers that stand for it between the transforms."""
@@ -42,8 +44,18 @@ _FILTERS = [
 _CACHE_BYTES = 2**20
 """What transformed pixels may take at a time, to be in a cache when they are needed again."""
 
+_MOST_FILTERS = 256
+"""As many tiles as there are filters up to this are computed at a time in any case: with fewer, reading the filters
+takes longer than the products."""
+
+_FILTERS_AT_ONCE = 2**13
+"""That are transformed in double precision: memory that is freed is kept (`stages.runtime`)."""
+
 _PRODUCTS: tuple[Any, ...] = ((0, 0), (1, 1), (1, 1), _POINTS, "none", [], "")
 """Padding, stride, dilation and groups of a 1 x 1 convolution that is the products of all points, and nothing else."""
+
+_LIMIT_S = 60
+"""For the compiler, which needs a fifth of a second."""
 
 _FEWEST_CHANNELS = 48
 """On either side. With fewer, the transforms take what the products save."""
@@ -57,17 +69,13 @@ class WinogradConvolution(nn.Module):
 
     Args:
         convolution: see `gains`; frozen, float32, on the CPU.
-
-    Raises:
-        OSError: there is no compiler, or what it makes cannot be used.
     """
 
     def __init__(self, convolution: Any) -> None:
         super().__init__()
-        self.bias = convolution.bias
-        weight = convolution.weight.detach()
-        self.forwards, self.backwards = _Direction(weight), _Direction(weight.transpose(0, 1).flip(2, 3))
-        _transforms()
+        weight, bias = convolution.weight.detach(), convolution.bias
+        self.bias = None if bias is None else bias.detach().contiguous()
+        self.forwards, self.backwards = _Direction(weight, is_turned=False), _Direction(weight, is_turned=True)
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = _Convolution.apply(x, self)  # type: ignore[no-untyped-call]
@@ -75,46 +83,47 @@ class WinogradConvolution(nn.Module):
 
 
 def winograd_convolution(layer: Any, shape: torch.Size, _: torch.Size) -> WinogradConvolution | None:
-    """The convolution by Winograd's algorithm, if that gains (`substitutes.Make`)."""
+    """The convolution by Winograd's algorithm, if that gains (`substitutes.Make`).
+
+    When it is first used it raises an OSError if there is no compiler, or what that makes cannot be used.
+    """
     return WinogradConvolution(layer) if gains(layer, shape) else None
 
 
 def gains(layer: Any, shape: torch.Size) -> bool:
     """Whether it is a convolution that is faster so, of an input of this shape (B, C, H, W) in channels_last order."""
-    if type(layer) is not nn.Conv2d or layer.kernel_size != (3, 3) or layer.stride != (1, 1):
-        return False
-    channels, (height, width) = (layer.in_channels, layer.out_channels), shape[2:]
     return (
-        layer.padding == (1, 1)
-        and layer.dilation == (1, 1)
+        type(layer) is nn.Conv2d
+        and len(shape) == 4
+        and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and layer.groups == 1
         and layer.padding_mode == "zeros"
-        and min(channels) >= _FEWEST_CHANNELS
-        and all(n % _LANES == 0 for n in channels)
-        and _POINTS * _n_tiles(height) * _n_tiles(width) <= _MOST_PRODUCTS * 9 * height * width
+        and min(layer.in_channels, layer.out_channels) >= _FEWEST_CHANNELS
+        and layer.in_channels % _LANES == layer.out_channels % _LANES == 0
+        and _POINTS * _n_tiles(shape[2]) * _n_tiles(shape[3]) <= _MOST_PRODUCTS * 9 * shape[2] * shape[3]
     )
 
 
-def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """What the convolutions of a model keep that gain, apart from the weights that they were made of.
+def memory_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """What the convolutions of a model that gain take beside their weights, inputs and results.
 
     Args:
         model: float32; may be on the meta device.
         inputs: what it takes.
     """
-    found: dict[Any, bool] = {}
+    kept: dict[nn.Module, int] = {}
+    at_work = [0]
 
-    def look(layer: nn.Module, arguments: tuple[Any, ...], _: Tensor) -> None:
-        found[layer] = gains(layer, arguments[0].shape)
+    def look(layer: Any, x: Tensor, _: Tensor) -> None:
+        if layer not in kept:
+            kept[layer] = layer.weight.nbytes * 2 * _POINTS // 9 if gains(layer, x.shape) else 0
+        if kept[layer]:
+            sides = (layer.in_channels, layer.out_channels)
+            most = max(_n_fitting(*sides), _n_fitting(*reversed(sides)))
+            at_work.append(most * _POINTS * sum(sides) * x.element_size())
 
-    hooks = [layer.register_forward_hook(look) for layer in model.modules() if type(layer) is nn.Conv2d]
-    try:
-        model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # Turned around, and transformed for each direction.
-    return sum(layer.weight.nbytes * (1 + 2 * _POINTS // 9) for layer, is_one in found.items() if is_one)
+    watch(model, inputs, look)
+    return sum(kept.values()) + max(at_work)
 
 
 class _Convolution(torch.autograd.Function):
@@ -130,27 +139,32 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Direction:
-    """One of the two convolutions of a layer.
+    """One of the two convolutions of a layer: its own, or that of the gradient, with its filters turned around.
 
     Args:
-        weight: (K, C, 3, 3).
+        weight: (K, C, 3, 3) of the layer.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = self._packed = weight
-        self._n_tiles = 0
+    def __init__(self, weight: Tensor, *, is_turned: bool) -> None:
+        self._weight, self._is_turned = weight, is_turned
+        self._channels, self._out_channels = weight.shape[:2] if is_turned else (weight.shape[1], weight.shape[0])
+        self._packed, self._n_tiles = weight, 0
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        out_channels, channels = self._weight.shape[:2]
+        channels, out_channels = self._channels, self._out_channels
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.shape[1] != channels:
             raise RuntimeError(f"float32 (B, {channels}, H, W) on the CPU is wanted, not {x.dtype} {tuple(x.shape)}")
         x = x.contiguous(memory_format=torch.channels_last)
         batch, _, height, width = x.shape
-        made = torch.empty((batch, out_channels, height, width), memory_format=torch.channels_last)
+        # Whatever torch's defaults are: C writes there.
+        made = torch.empty(
+            (batch, out_channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        if not made.numel():
+            return made
         n_rows, columns = batch * _n_tiles(height), _n_tiles(width)
-        # As many tiles as filters at least: with fewer, reading these takes longer than the products.
-        n_fitting = max(_CACHE_BYTES // (_POINTS * channels * x.element_size()), out_channels)
-        at_once = math.ceil(n_rows / math.ceil(n_rows * columns / n_fitting))
+        n_turns = math.ceil(n_rows * columns / _n_fitting(channels, out_channels))
+        at_once = math.ceil(n_rows / n_turns)
         filters = self._filters(at_once * columns)
         points = x.new_empty((1, at_once * columns, 1, _POINTS * channels)).permute(0, 3, 1, 2)
         transforms, sides = _transforms(), (height, width)
@@ -165,16 +179,28 @@ class _Direction:
         return made
 
     def _filters(self, n_tiles: int) -> Tensor:
-        """Transformed, in the order that oneDNN chooses by the number of tiles; it is the same in most passes."""
+        """Transformed, in the order that oneDNN chooses by the number of tiles, which is the same in most passes.
+
+        Products in the order for a few tiles take thirty times as long for many, and the other way round.
+        """
         if n_tiles != self._n_tiles:
-            out_channels, channels = self._weight.shape[:2]
-            g = torch.tensor(_FILTERS, dtype=torch.float64)
-            points = (g @ self._weight.double() @ g.T).float().permute(2, 3, 0, 1)
-            points = points.reshape(_POINTS * out_channels, channels, 1, 1)
-            shape = (1, _POINTS * channels, n_tiles, 1)
+            self._packed = self._weight  # not both orders in memory
+            weight = self._weight.transpose(0, 1).flip(2, 3) if self._is_turned else self._weight
+            taps, g = weight.reshape(-1, 9), torch.tensor(_FILTERS, dtype=torch.float64, device="cpu")
+            points = taps.new_empty((_POINTS * self._out_channels, self._channels, 1, 1))
+            into, both = points.view(_POINTS, -1), torch.kron(g, g)
+            for first in range(0, len(taps), _FILTERS_AT_ONCE):
+                some = slice(first, first + _FILTERS_AT_ONCE)
+                into[:, some] = both @ taps[some].double().T
+            shape = (1, _POINTS * self._channels, n_tiles, 1)
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(points, *_PRODUCTS[:4], shape)
             self._n_tiles = n_tiles
         return self._packed
+
+
+def _n_fitting(channels: int, out_channels: int) -> int:
+    """Tiles that are computed at a time."""
+    return max(_CACHE_BYTES // (_POINTS * channels * 4), min(out_channels, _MOST_FILTERS))
 
 
 def _n_tiles(side: int) -> int:
@@ -192,7 +218,12 @@ def _transforms() -> Any:
     with tempfile.TemporaryDirectory(prefix="simhpc-", ignore_cleanup_errors=True) as folder:
         library = Path(folder) / "winograd.so"
         command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=_LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{compiler} has not translated {source.name} in {_LIMIT_S} s") from None
         if done.returncode:
             raise OSError(f"{compiler} cannot translate {source.name}: {done.stderr.strip()}")
         found = ctypes.CDLL(str(library))

@@ -76,3 +76,31 @@ def test_one_whose_gradient_alone_is_wrong_is_named():
     model, inputs = model_and_inputs()
     with pytest.raises(RuntimeError, match="is not the same, relative error 1"):
         substitutes(model, inputs, lambda layer, *_: Detached(layer))
+
+
+def test_a_layer_of_which_something_else_is_made_keeps_its_place():
+    """Whatever hangs on it would be lost; and what is asked for by name is not seen."""
+    for hook in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        model, inputs = model_and_inputs()
+        getattr(model.first, hook)(lambda *_: None)
+        assert set(substitutes(model, inputs, lambda layer, *_: Other(layer))) == {"second", "again", "head"}
+        assert len(model.first._forward_hooks) == (hook == "register_forward_hook")
+    model, _ = model_and_inputs()
+    found = substitutes(nn.Sequential(ByName(model.head)), torch.zeros(2, 8), lambda layer, *_: Other(layer))
+    assert found == {}
+
+
+def test_a_layer_that_sees_two_sizes_keeps_its_place():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 3, 3)
+    network = nn.Sequential(layer, layer, nn.Conv2d(3, 8, 1)).requires_grad_(False)
+    assert set(substitutes(network, torch.randn(2, 3, 8, 8), lambda layer, *_: Other(layer))) == {"2"}
+
+
+class ByName(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head(input=x)

@@ -20,7 +20,7 @@ from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.packed import PackedConvolution
 from simhpc.zoo.timm_import import timm
-from simhpc.zoo.winograd import WinogradConvolution, gains, kept_bytes
+from simhpc.zoo.winograd import WinogradConvolution, gains, memory_bytes
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler (cc)")
 
@@ -68,13 +68,90 @@ def test_the_same_as_the_convolution(size, batch, channels, out_channels, bias):
     assert_same(layer, by_winograd, x)
 
 
+class Spy:
+    """The compiled transforms, with the turns that they were called for."""
+
+    def __init__(self):
+        self.compiled, self.turns = winograd._transforms(), []
+
+    def simhpc_tiles(self, *given):
+        self.turns.append(given[2:4])
+        self.compiled.simhpc_tiles(*given)
+
+    def simhpc_pixels(self, *given):
+        assert given[3:5] == self.turns[-1]
+        self.compiled.simhpc_pixels(*given)
+
+
 @needs_compiler
-@pytest.mark.parametrize("cache_bytes", [1, 3 * 5 * 36 * 16 * 4, 2**30])
-def test_in_turns(monkeypatch, cache_bytes):
-    """15 tiles for 5 rows and 3 columns in each of 7 images: in turns of as many as filters, of 15, and in one."""
-    monkeypatch.setattr(winograd, "_CACHE_BYTES", cache_bytes)
-    layer = convolution(16, 16)
-    assert_same(layer, WinogradConvolution(layer), torch.randn(7, 16, 18, 10))
+@pytest.mark.parametrize(
+    ("n_fitting", "turns"),
+    [
+        (1, [(row, row + 1) for row in range(35)]),  # one row of tiles, however long it is
+        (12, [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 24), (24, 28), (28, 32), (32, 35)]),
+        (90, [(0, 18), (18, 35)]),
+        (1000, [(0, 35)]),
+    ],
+)
+def test_in_turns(monkeypatch, n_fitting, turns):
+    """18 x 10 pixels are 5 rows of 3 tiles; 7 images have 35. What lies outside of the last turn is not touched."""
+    monkeypatch.setattr(winograd, "_n_fitting", lambda *_: n_fitting)
+    spy = Spy()
+    monkeypatch.setattr(winograd, "_transforms", lambda: spy)
+    layer = convolution(16, 32)
+    x = torch.randn(8, 16, 18, 10).to(memory_format=torch.channels_last)
+    x[7:] = torch.nan
+    assert_same(layer, WinogradConvolution(layer), x[:7])
+    assert spy.turns == 2 * turns  # there and back
+
+
+@pytest.mark.parametrize(
+    ("channels", "n_fitting"),
+    [((48, 64), 151), ((64, 64), 113), ((128, 128), 128), ((512, 2048), 256), ((2048, 64), 64)],
+)
+def test_tiles_at_a_time(channels, n_fitting):
+    """2^20 bytes hold 2^20 / (36 * 4 * channels); as many as filters are worth it in any case, up to 256."""
+    assert winograd._n_fitting(*channels) == n_fitting
+
+
+@needs_compiler
+def test_a_batch_of_none():
+    made = WinogradConvolution(convolution())(torch.zeros(0, 64, 8, 8))
+    assert made.shape == (0, 64, 8, 8)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whatever_dtype_torch_makes_tensors_of(dtype):
+    """C writes float32, and would write it past a tensor of another."""
+    layer, x = convolution(), torch.randn(2, 64, 8, 8)
+    expected = layer(x)
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            made = WinogradConvolution(layer)(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_a_bias_that_lies_apart():
+    layer = convolution()
+    layer.bias = nn.Parameter(torch.arange(128.0)[::2], requires_grad=False)
+    assert_same(layer, WinogradConvolution(layer), torch.randn(2, 64, 8, 8))
+
+
+@needs_compiler
+def test_filters_are_transformed_again_only_for_another_number_of_tiles(monkeypatch):
+    layer = convolution()
+    by_winograd = WinogradConvolution(layer)
+    for batch, side in ((4, 8), (1, 8), (4, 7), (1, 13)):  # 16, 4, 16 and 16 tiles
+        by_winograd(torch.randn(batch, 64, side, side))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "kron", None)
+        by_winograd(torch.randn(4, 64, 8, 8))
+    assert_same(layer, by_winograd, torch.randn(7, 64, 8, 8))
 
 
 @needs_compiler
@@ -123,6 +200,7 @@ def test_twice_the_same_bits_and_one_thread_the_same_numbers():
 def test_its_threads_are_those_of_torch():
     """A second library of threads in the process would wait on the same cores."""
     WinogradConvolution(convolution())
+    assert hasattr(winograd._transforms(), "GOMP_parallel")
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
     assert len(mapped) == 1
 
@@ -220,8 +298,32 @@ def test_without_a_compiler_that_works(monkeypatch, tmp_path, script, reason):
     assert WinogradConvolution not in kinds
 
 
-def test_what_is_kept_in_memory():
-    """64 x 64 filters of 9 taps: turned around, and 36 numbers for each direction; of one layer of the three."""
+def test_a_compiler_that_hangs(monkeypatch, tmp_path):
+    (tmp_path / "cc").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(winograd, "_LIMIT_S", 0.2)
+    with pytest.raises(OSError, match=r"/cc has not translated winograd.c in 0.2 s"):
+        winograd._transforms.__wrapped__()
+
+
+class Named(nn.Module):
+    """Used with a named input, with one image that is no batch, and hooked."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (convolution() for _ in range(4))
+        self.fourth.register_forward_hook(lambda *arguments: 1.05 * arguments[-1])
+
+    def forward(self, x):
+        return self.fourth(self.third(self.second(input=self.first(x))[0])[None])
+
+
+def test_memory():
+    """64 x 64 filters of 9 taps are 36 numbers more for each direction; 113 tiles of 64 channels are at work."""
+    filters, at_work = 64 * 64 * 2 * 36 * 4, 113 * 36 * (64 + 64) * 4
     network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), convolution(), nn.Conv2d(64, 64, 3, stride=2))
-    assert kept_bytes(network, torch.zeros(2, 3, 16, 16)) == 64 * 64 * (9 + 2 * 36) * 4
-    assert kept_bytes(network.to("meta"), torch.zeros(2, 3, 9, 9, device="meta")) == 0
+    assert memory_bytes(network, torch.zeros(2, 3, 16, 16)) == filters + at_work
+    assert memory_bytes(network.to("meta"), torch.zeros(2, 3, 9, 9, device="meta")) == 0
+    assert memory_bytes(nn.Sequential(convolution(), convolution()), torch.zeros(1, 64, 8, 8)) == 2 * filters + at_work
+    assert memory_bytes(Named(), torch.zeros(1, 64, 8, 8)) == filters + at_work

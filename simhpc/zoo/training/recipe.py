@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from simhpc.errors import StudyError
+from simhpc.errors import StudyError, first_line
 from simhpc.study import DataConfig, Training
 from simhpc.zoo.timm_import import timm
 
@@ -40,7 +40,7 @@ def check_settings(key: str, training: Training) -> None:
         optimizer.step()
     except Exception as error:
         known = ", ".join(("sgd", "adamw", "lamb", "lion", "nadamw"))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise StudyError(
             f"model {key!r}: training.optimizer: timm's {training.optimizer!r} cannot be used ({reason}); for example "
             f"{known}"
