@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from zoo.both_ways import assert_same
 from zoo.norms import with_statistics
 
 from simhpc.study import DataConfig
@@ -30,20 +29,6 @@ axes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.int
 def _without_winograd(monkeypatch):
     """It needs a compiler, which may not be there; test_winograd.py is about it."""
     monkeypatch.setattr(fast_module, "winograd_convolution", lambda *_: None)
-
-
-def there_and_back(layer, x):
-    """What comes out, and the gradient of its squares' sum."""
-    variable = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
-    made = layer(variable)
-    return made.detach(), torch.autograd.grad(made.square().sum(), variable)[0]
-
-
-def assert_same(layer, packed, x):
-    exact = there_and_back(copy.deepcopy(layer).double(), x.double())
-    for found, expected in zip(there_and_back(packed, x), exact, strict=True):
-        assert found.shape == expected.shape
-        assert float((found - expected).norm() / expected.norm().clamp_(min=1e-30)) < 1e-5
 
 
 @given(rows=axes, columns=axes, channels=st.integers(1, 20), bias=st.booleans())

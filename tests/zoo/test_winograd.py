@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from zoo.both_ways import assert_same, there_and_back
 from zoo.norms import with_statistics
 
 from simhpc.study import DataConfig
@@ -34,20 +34,6 @@ def classifier_of(model, **options):
 def convolution(channels=64, out_channels=64, kernel=3, **options):
     torch.manual_seed(0)
     return nn.Conv2d(channels, out_channels, kernel, **{"padding": 1, **options}).requires_grad_(False)
-
-
-def there_and_back(layer, x):
-    """What comes out, and the gradient of its squares' sum."""
-    variable = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
-    made = layer(variable)
-    return made.detach(), torch.autograd.grad(made.square().sum(), variable)[0]
-
-
-def assert_same(layer, winograd_layer, x):
-    exact = there_and_back(copy.deepcopy(layer).double(), x.double())
-    for found, expected in zip(there_and_back(winograd_layer, x), exact, strict=True):
-        assert found.shape == expected.shape
-        assert float((found - expected).norm() / expected.norm().clamp_(min=1e-30)) < 1e-5
 
 
 @needs_compiler
