@@ -48,7 +48,8 @@ inputs_sha256() {
 
 inputs=$(inputs_sha256)
 if [[ -e $output ]] && ((!force)); then
-    if apptainer inspect --labels "$output" 2>/dev/null | grep --quiet --fixed-strings "simhpc.inputs: $inputs"; then
+    # Not --quiet: who stops reading early fails the writer, and with it the pipeline.
+    if apptainer inspect --labels "$output" 2>/dev/null | grep --fixed-strings "simhpc.inputs: $inputs" >/dev/null; then
         echo "$output is of this very checkout"
         exit
     fi
@@ -96,7 +97,7 @@ printf '%s\n' "simhpc.git-commit $commit" "simhpc.inputs $inputs" >install/label
 if [[ $kind == cpu ]]; then
     command -v mmdebstrap >/dev/null || die "mmdebstrap is not installed: apt-get install mmdebstrap"
     # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head --lines=1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed --quiet 1p)
     [[ -n $mirror ]] || die "apt knows no repository: run apt-get update"
     # The mirror is this machine's, and stays out.
     # shellcheck disable=SC2016

@@ -91,7 +91,7 @@ start_slurmdbd() {
     wait_for 20 sacctmgr --noheader show cluster
 }
 
-controller_answers() { scontrol ping | grep -q 'is UP'; }
+controller_answers() { scontrol ping | grep 'is UP' >/dev/null; }
 
 # start_slurmctld [-c]
 start_slurmctld() {

@@ -23,7 +23,7 @@ install_apptainer() {
     } >"$log" 2>&1 </dev/null || { tail "$log" >&2 && die "apt could not install ${PACKAGES[*]}"; }
     # From the very mirror that apt uses.
     # shellcheck disable=SC2016
-    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head --lines=1)
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed --quiet 1p)
     read -r file sha256 < <(curl --silent --fail --location "${uri%/}/dists/sid/main/binary-amd64/Packages.xz" | xzcat |
         awk -v RS= '/^Package: apptainer\n/' | awk '/^Filename:/ { f = $2 } /^SHA256:/ { s = $2 } END { print f, s }')
     [[ -n $file && -n $sha256 ]] || die "Debian unstable has no apptainer for this processor"

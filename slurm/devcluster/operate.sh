@@ -23,7 +23,7 @@ USAGE
 need_root
 load_cluster || die "no cluster in $DEVCLUSTER_DIR: run up.sh"
 
-check_node() { node_names | grep -qx -- "$1" || die "no such node: $1 (there are: $(node_names | tr '\n' ' '))"; }
+check_node() { node_names | grep -x -- "$1" >/dev/null || die "no such node: $1 (there are: $(node_names | tr '\n' ' '))"; }
 
 check_cable() {
     check_node "$1"

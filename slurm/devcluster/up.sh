@@ -315,7 +315,7 @@ fill_accounting() {
 make_network() {
     local node i=0
     ((DEVCLUSTER_NETNS)) || return 0
-    if ip route show match "$SUBNET.1/32" | grep -qv '^default'; then
+    if ip route show match "$SUBNET.1/32" | grep -v '^default' >/dev/null; then
         die "$SUBNET.0/24 is in use on this machine: try DEVCLUSTER_NETNS=0"
     fi
     ip link add $BRIDGE type bridge
