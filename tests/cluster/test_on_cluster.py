@@ -375,6 +375,7 @@ def test_status_while_slurm_is_away(devcluster, trained, whole):
     assert s.bytes() == whole
 
 
+@pytest.mark.slow  # a minute of watching
 def test_watching_costs_slurm_little(devcluster, trained):
     """69 queued tasks, watched for a minute until Ctrl-C; what is called is counted by scripts that pass it on."""
     folder = devcluster.folder("watched")
