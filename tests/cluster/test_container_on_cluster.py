@@ -24,7 +24,7 @@ from cluster.scenario import IMAGE, PROFILE, Scenario, study_of
 from safetensors.torch import save_file
 from tiny import tiny
 
-from simhpc.rundir import RunDir, open_run
+from simhpc.rundir import RunDir
 from simhpc.store import adversarial, similarity
 from simhpc.zoo.timm_import import timm
 
@@ -63,12 +63,13 @@ def small_image(folder: Path, name: str, labels: dict[str, str]) -> Path:
     return path
 
 
-def test_the_whole_study_inside_as_outside(devcluster, trained, digest):
-    """Every path with spaces, quotes, `$` and a newline: run directory, image, bind."""
-    folder = devcluster.folder("both")
+def test_the_whole_study_inside(devcluster, demo, digest):
+    """Every path with spaces, quotes, `$` and a newline: run directory, image, bind.
+
+    That it comes to the same as outside is the demo's to show (test_on_cluster.py), which is in the image as well.
+    """
+    folder = devcluster.folder("inside")
     study = devcluster.write(folder / "study.toml", tiny())
-    outside = folder / "outside"
-    devcluster.simhpc("submit", "all", study, "--profile", profile_of(devcluster, folder), "--out", outside)
     nasty = folder / NASTY
     nasty.mkdir()
     os.chown(nasty, devcluster.user.pw_uid, devcluster.user.pw_gid)
@@ -79,23 +80,15 @@ def test_the_whole_study_inside_as_outside(devcluster, trained, digest):
     container = {"image": str(image), "binds": [str(bound)]}
     profile = profile_of(devcluster, folder, container=container)
     devcluster.simhpc("submit", "all", study, "--profile", profile, "--out", inside)
-    for run in (outside, inside):
-        for stage in ("train", "attack", "evaluate", "aggregate"):
-            devcluster.wait_for_state(run, stage, "done", 600)
-    theirs, ours = RunDir(outside), RunDir(inside)
-    for model in open_run(inside).study.models:
-        one, other = adversarial.load(theirs.adversarial(model.key)), adversarial.load(ours.adversarial(model.key))
-        assert np.array_equal(one.images, other.images), model.key
-        assert np.array_equal(one.adv_pred, other.adv_pred), model.key
-    assert np.array_equal(similarity.load(theirs.similarity).sat, similarity.load(ours.similarity).sat)
-    assert theirs.pairs_csv.read_text() == ours.pairs_csv.read_text()
+    for stage in ("train", "attack", "evaluate", "aggregate"):
+        devcluster.wait_for_state(inside, stage, "done", 600)
+    ours = RunDir(inside)
+    assert np.isfinite(similarity.load(ours.similarity).sat).all()
     made_inside = [*inside.glob("adversarial/*.h5"), *inside.glob("predictions/*.h5"), ours.similarity]
     assert len(made_inside) == 7
     for path in made_inside:
         with h5py.File(path) as file:
             assert file.attrs["container"] == digest, path
-    with h5py.File(theirs.similarity) as file:
-        assert file.attrs["container"] == "none"
     entries = [json.loads(path.read_text()) for path in ours.ledger.glob("*.json")]
     assert {entry["container"]["digest"] for entry in entries} == {digest}
     assert {entry["container"]["image"] for entry in entries} == {str(image)}
