@@ -400,7 +400,7 @@ class _Estimator:
             host=self._chosen_bytes() + own_clean + pairs,
             weights=self._weight_bytes(task, cost),
             activations=cost.saved_fixed_bytes + batch * per_image,
-            loading=self._loading_bytes(cost),
+            loading=self._loading_bytes(cost, self._kernel_bytes(task, cost)),
             written=(adversarial_bytes(n, n_attacked, side, classes), adversarial_bytes(n, n, side, classes)),
             read=images_bytes(self._study, self._facts.num_classes),
         )
@@ -434,7 +434,7 @@ class _Estimator:
             host=host,
             weights=self._weight_bytes(task, cost),
             activations=batch * (cost.forward_bytes + 2 * _FLOAT_BYTES * (pixels(largest) + pixels(own_side))),
-            loading=self._loading_bytes(cost),
+            loading=self._loading_bytes(cost, self._kernel_bytes(task, cost)),
             written=(written, written),
             read=sum(sets[key] for key in todo),
         )
@@ -468,7 +468,7 @@ class _Estimator:
             host=self._chosen_bytes() + own_clean + values,
             weights=self._weight_bytes(task, cost),
             activations=cost.saved_fixed_bytes + batch * per_image,
-            loading=self._loading_bytes(cost),
+            loading=self._loading_bytes(cost, self._kernel_bytes(task, cost)),
             written=(written, written),
             read=images_bytes(self._study, self._facts.num_classes),
         )
@@ -533,9 +533,17 @@ class _Estimator:
         """As a task holds them that does not train."""
         return cost.weight_bytes if task.stage in self._on_gpu else cost.cpu_weight_bytes
 
-    def _loading_bytes(self, cost: Cost) -> int:
-        """While a model is made faster: in double precision twice, with two images' input gradients."""
-        return self._chosen_bytes() + 5 * cost.weight_bytes + 2 * 2 * (cost.saved_bytes + cost.forward_bytes)
+    def _loading_bytes(self, cost: Cost, kernel_bytes: int = 0) -> int:
+        """While a model is made faster: in double precision twice, with two images' input gradients.
+
+        Args:
+            kernel_bytes: of what a CPU's kernels read, which is made in memory that one of these had.
+        """
+        weights = 5 * cost.weight_bytes + kernel_bytes
+        return self._chosen_bytes() + weights + 2 * 2 * (cost.saved_bytes + cost.forward_bytes)
+
+    def _kernel_bytes(self, task: Task, cost: Cost) -> int:
+        return 0 if task.stage in self._on_gpu else cost.cpu_weight_bytes - 2 * cost.weight_bytes
 
     def _probabilities_bytes(self) -> int:
         """Of one clean image."""

@@ -24,7 +24,7 @@ from simhpc.study import Model
 from simhpc.zoo import build
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import as_attacked
-from simhpc.zoo.winograd import memory_bytes
+from simhpc.zoo.kernels.convolution import memory_bytes
 
 _BATCH = 2
 
@@ -37,7 +37,7 @@ class Cost:
         parameters: numbers in its parameters.
         weight_bytes: of its state dict, parameters and buffers.
         cpu_weight_bytes: of weights as a CPU has them that does not train: one order for each direction
-            (`zoo.packed`), and what `zoo.winograd` takes.
+            (`zoo.packed`), and what `zoo.kernels` take.
         tensors: in the state dict.
         forward_flops: of one image's forward pass.
         gradient_flops: of one image's forward pass and input gradient together; no weight gradients.

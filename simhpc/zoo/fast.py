@@ -17,12 +17,12 @@ from simhpc.errors import first_line
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.folding import affine_batch_norms, fold_batch_norms
 from simhpc.zoo.fused import ConvReLU, check_kernels, fuse
+from simhpc.zoo.kernels.convolution import kernel_convolution
 from simhpc.zoo.packed import packed_convolution, packed_linear
 from simhpc.zoo.stems import is_stem, make_stems
 from simhpc.zoo.substitutes import Make, substitutes
 from simhpc.zoo.timm_import import timm
 from simhpc.zoo.tokens import drop_unused_tokens, has_unused_tokens
-from simhpc.zoo.winograd import winograd_convolution
 
 _CPU = torch.device("cpu")
 
@@ -76,10 +76,11 @@ def make_fast(
         is_compiled: whether `torch.compile` follows, which fuses for itself.
         is_portable: whether it will be copied, moved to another device or run under autocast.
     """
+    is_for_cpu = on.type == "cpu" and not (is_compiled or is_portable or classifier.in_bfloat16)
     # cuDNN has fused kernels for what tensor cores compute, in their order of the elements.
-    is_fused = on.type == "cuda" and not is_compiled and _uses_tensor_cores(classifier)
+    is_fused = is_for_cpu or (on.type == "cuda" and not is_compiled and _uses_tensor_cores(classifier))
     fast = _made(classifier, pixels, on, is_fused=is_fused)
-    if on.type == "cpu" and not (is_compiled or is_portable or classifier.in_bfloat16):
+    if is_for_cpu:
         is_in_parts = _gains_in_parts(fast.classifier.model)
         return replace(_for_cpu(fast, pixels), is_in_parts=is_in_parts)
     dtypes = {module.convolution.weight.dtype for module in fast.classifier.modules() if isinstance(module, ConvReLU)}
@@ -129,7 +130,7 @@ def _for_cpu(fast: Fast, pixels: Tensor) -> Fast:
     """With layers in the place of torch's that are faster on a CPU."""
     others: list[tuple[Make, str]] = [(packed_linear, "linear layer(s) in oneDNN's order")]
     if fast.memory_format == torch.channels_last:
-        others.append((winograd_convolution, "convolution(s) by Winograd's algorithm"))
+        others.append((kernel_convolution, "convolution(s) by kernels in C"))
         others.append((packed_convolution, "convolution(s) in oneDNN's order"))
     for make, what in others:
         fast = _with_others(fast, pixels.to(memory_format=fast.memory_format), make, what)

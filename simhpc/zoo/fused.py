@@ -1,8 +1,9 @@
-"""Bias, ReLU and residual sum inside a convolution's own kernel, for CUDA.
+"""Bias, ReLU and residual sum together with the convolution that they follow, so that one kernel can do all of it.
 
-There, torch adds the bias that a batch norm leaves behind, the ReLU and the sum of a residual block in passes of their
+Torch adds the bias that a batch norm leaves behind on CUDA, the ReLU and the sum of a residual block in passes of their
 own over all activations, which in bfloat16 take as long as the convolutions. cuDNN does the three before a result
-leaves the chip. Which ReLU follows which convolution is seen by running the model.
+leaves the chip, `zoo.kernels` before it leaves a CPU's registers. Which ReLU follows which convolution is seen by
+running the model.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ConvReLU(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not x.is_cuda:
             made: Tensor = self.convolution(x)
-            return functional.relu(made if residual is None else made + residual)
+            return functional.relu_(made if residual is None else made.add_(residual))
         dtype = self.convolution.weight.dtype  # autocast does not see what follows
         residual = None if residual is None else residual.to(dtype)
         fused: Tensor = _ConvReLUFunction.apply(x.to(dtype), residual, self.convolution)  # type: ignore[no-untyped-call]

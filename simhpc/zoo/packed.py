@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from simhpc.zoo.fused import ConvReLU
+
 _FEWEST_WEIGHTS = 2**15
 """With fewer, a Python call in each direction costs what is gained."""
 
@@ -113,8 +115,14 @@ class _Linear(torch.autograd.Function):
         return gradient, None
 
 
-def packed_convolution(layer: Any, shape: torch.Size, made_shape: torch.Size) -> PackedConvolution | None:
-    """The convolution packed, if that gains and it takes and gives channels_last order (`substitutes.Make`)."""
+def packed_convolution(layer: Any, shape: torch.Size, made_shape: torch.Size) -> nn.Module | None:
+    """The convolution or `ConvReLU` packed, if that gains and it takes and gives channels_last order.
+
+    A `substitutes.Make`.
+    """
+    if type(layer) is ConvReLU:
+        packed = packed_convolution(layer.convolution, shape, made_shape)
+        return None if packed is None else ConvReLU(packed)
     gains = (
         type(layer) is nn.Conv2d
         and layer.weight.numel() >= _FEWEST_WEIGHTS
@@ -127,11 +135,12 @@ def packed_convolution(layer: Any, shape: torch.Size, made_shape: torch.Size) ->
 
 def packed_linear(layer: Any, shape: torch.Size, _: torch.Size) -> PackedLinear | None:
     """The linear layer packed, if that gains (`substitutes.Make`)."""
-    gains = type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST_WEIGHTS and _is_amd()
+    gains = type(layer) is nn.Linear and layer.weight.numel() >= _FEWEST_WEIGHTS and is_amd()
     return PackedLinear(layer, shape) if gains else None
 
 
 @functools.cache
-def _is_amd() -> bool:
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's, on Linux."""
     names = Path("/proc/cpuinfo")
     return names.exists() and "AuthenticAMD" in names.read_text()

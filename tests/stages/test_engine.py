@@ -186,7 +186,8 @@ def test_precision_is_a_setting_of_the_study_and_recorded(finished, tmp_path, pr
 def test_what_was_done_to_a_model_is_recorded(finished):
     engines = {key: adversarial.header(finished.dir.adversarial(key)).provenance.engine for key in ("cnn", "vit")}
     assert engines == {
-        "cnn": "folded 13 of 13 batch norms; stem's gradient as a convolution; channels_last",
+        "cnn": "folded 13 of 13 batch norms; stem's gradient as a convolution; 8 convolutions with what "
+        "follows inside; channels_last",
         "vit": "last block for the tokens in use; stem's gradient as a convolution",
     }
 

@@ -18,9 +18,9 @@ DATA = DataConfig(input_size_px=64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), 
 
 
 @pytest.fixture(autouse=True)
-def _without_winograd(monkeypatch):
-    """It needs a compiler, which may not be there; test_winograd.py is about it."""
-    monkeypatch.setattr(fast_module, "winograd_convolution", lambda *_: None)
+def _without_kernels(monkeypatch):
+    """It needs a compiler, which may not be there; tests/zoo/kernels is about it."""
+    monkeypatch.setattr(fast_module, "kernel_convolution", lambda *_: None)
 
 
 def classifier_of(model, **options):
@@ -41,14 +41,16 @@ def done(fast):
 
 
 STEM = "stem's gradient as a convolution"
-# What was done to each, at 64 pixels.
+# What was done to each, at 64 pixels. Of convolutions with a ReLU the ResNet has two in each of four blocks and two
+# after its first, the DenseNet one in each of 6 + 12 + 24 + 16 layers.
+INSIDE = "convolutions with what follows inside"
 KINDS = {
-    "resnet10t": f"folded 14 of 14 batch norms; {STEM}; channels_last",
+    "resnet10t": f"folded 14 of 14 batch norms; {STEM}; 10 {INSIDE}; channels_last",
     "test_efficientnet": f"folded 13 of 13 batch norms; {STEM}; channels_last",
-    "densenet121": f"folded 59 of 121 batch norms; {STEM}; channels_last",
+    "densenet121": f"folded 59 of 121 batch norms; {STEM}; 58 {INSIDE}; channels_last",
     "resnetv2_50d_gn": f"{STEM}; channels_last",
     "convnext_atto": f"{STEM}; channels_last",
-    "repvit_m0_9": f"merged branches; {STEM}; channels_last",
+    "repvit_m0_9": f"merged branches; {STEM}; 10 {INSIDE}; channels_last",
     "test_vit": f"last block for the tokens in use; {STEM}",
 }
 

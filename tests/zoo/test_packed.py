@@ -26,9 +26,9 @@ axes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.int
 
 
 @pytest.fixture(autouse=True)
-def _without_winograd(monkeypatch):
-    """It needs a compiler, which may not be there; test_winograd.py is about it."""
-    monkeypatch.setattr(fast_module, "winograd_convolution", lambda *_: None)
+def _without_kernels(monkeypatch):
+    """It needs a compiler, which may not be there; tests/zoo/kernels is about it."""
+    monkeypatch.setattr(fast_module, "kernel_convolution", lambda *_: None)
 
 
 @given(rows=axes, columns=axes, channels=st.integers(1, 20), bias=st.booleans())
@@ -95,7 +95,7 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("is_amd", [True, False])
 def test_which_layers_are_packed(monkeypatch, is_amd):
     """One that is used under two names is one layer in both; small ones and what is not plain stay."""
-    monkeypatch.setattr(packed_module, "_is_amd", lambda: is_amd)
+    monkeypatch.setattr(packed_module, "is_amd", lambda: is_amd)
     torch.manual_seed(0)
     model = Mixed().requires_grad_(False).to(memory_format=torch.channels_last)
     x = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
@@ -120,7 +120,7 @@ def kinds(fast):
 
 @pytest.mark.parametrize(("name", "arguments"), [("resnet18", {}), ("vit_tiny_patch16_224", {"img_size": 64})])
 def test_models_are_packed_where_single_precision_on_a_cpu_is_not_compiled(monkeypatch, name, arguments):
-    monkeypatch.setattr(packed_module, "_is_amd", lambda: True)
+    monkeypatch.setattr(packed_module, "is_amd", lambda: True)
     torch.manual_seed(0)
     model, pixels = timm.create_model(name, num_classes=10, **arguments), torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(model), pixels)
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
 
 
 def test_a_model_that_would_fail_without_a_gradient_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(packed_module, "_is_amd", lambda: True)
+    monkeypatch.setattr(packed_module, "is_amd", lambda: True)
     torch.manual_seed(0)
     pixels = torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(Encoder()), pixels)
@@ -183,7 +183,7 @@ def test_a_model_that_would_fail_without_a_gradient_stays_as_it_is(monkeypatch):
 
 
 def test_features_are_found_before_a_packed_layer(monkeypatch):
-    monkeypatch.setattr(packed_module, "_is_amd", lambda: True)
+    monkeypatch.setattr(packed_module, "is_amd", lambda: True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 16), nn.ReLU(), nn.Linear(16, 4096))
     pixels = torch.rand(2, 3, 64, 64)
