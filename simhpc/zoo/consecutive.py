@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something else is done where it is used, which would be lost if another took its place."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 @torch.no_grad()
 def consecutive(
     model: nn.Module, inputs: Tensor, is_first: Callable[[Any], bool], is_second: Callable[[Any], bool]

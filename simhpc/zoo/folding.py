@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simhpc.zoo.consecutive import consecutive
+from simhpc.zoo.consecutive import consecutive, is_hooked
 from simhpc.zoo.timm_import import timm
 
 # Exact types: a subclass may do something to its weights first, as weight standardisation does.
@@ -57,7 +57,7 @@ def fold_batch_norms(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
     Returns:
         how many were folded, and how many became affine maps.
     """
-    return _replace_norms(model, consecutive(model, inputs, lambda module: type(module) in _LINEAR, _is_fixed_norm))
+    return _replace_norms(model, consecutive(model, inputs, _is_linear, _is_fixed_norm))
 
 
 def affine_batch_norms(model: nn.Module) -> int:
@@ -81,8 +81,13 @@ def _replace_norms(model: nn.Module, pairs: dict[Any, Any]) -> tuple[int, int]:
     return len(pairs), len(norms) - len(pairs)
 
 
+def _is_linear(module: Any) -> bool:
+    return type(module) in _LINEAR and not is_hooked(module)
+
+
 def _is_fixed_norm(module: Any) -> bool:
-    return type(module) in _NORM and module.running_mean is not None and not module.training
+    is_fixed = type(module) in _NORM and module.running_mean is not None and not module.training
+    return is_fixed and not is_hooked(module)
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:

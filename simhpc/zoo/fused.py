@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simhpc.zoo.consecutive import consecutive
+from simhpc.zoo.consecutive import consecutive, is_hooked
 from simhpc.zoo.stems import Stem
 from simhpc.zoo.timm_import import timm
 
@@ -101,9 +101,7 @@ def fuse(model: nn.Module, inputs: Tensor) -> int:
         model.set_submodule(name, ResidualBlock(block))
     # Convolutions that are a part of something already.
     taken = {module.convolution for module in model.modules() if isinstance(module, (ConvReLU, Stem))}
-    pairs = consecutive(
-        model, inputs, lambda module: _has_bias(module) and module not in taken, lambda module: type(module) is nn.ReLU
-    )
+    pairs = consecutive(model, inputs, lambda module: _has_bias(module) and module not in taken, _is_relu)
     names = {module: name for name, module in model.named_modules()}
     for relu, convolution in pairs.items():
         model.set_submodule(names[convolution], ConvReLU(convolution))
@@ -160,7 +158,12 @@ def _has_bias(module: Any) -> bool:
         and module.bias is not None
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
+        and not is_hooked(module)
     )
+
+
+def _is_relu(module: Any) -> bool:
+    return type(module) is nn.ReLU and not is_hooked(module)
 
 
 def _is_residual(block: Any) -> bool:
@@ -170,7 +173,8 @@ def _is_residual(block: Any) -> bool:
     numbered = 2 if _is_basic(block) else 3
     last, norm, act = (getattr(block, f"{part}{numbered}") for part in ("conv", "bn", "act"))
     is_folded = isinstance(norm, nn.Sequential) and len(norm) == 0
-    return block.se is None and is_folded and type(act) is nn.ReLU and _has_bias(last)
+    is_plain = block.se is None and not any(map(is_hooked, (block, norm)))
+    return is_plain and is_folded and _is_relu(act) and _has_bias(last)
 
 
 def _is_basic(block: Any) -> bool:

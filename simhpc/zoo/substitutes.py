@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simhpc.zoo.consecutive import is_hooked
 from simhpc.zoo.fused import ConvReLU
 from simhpc.zoo.stems import Stem
 
@@ -58,18 +59,13 @@ def watch(model: nn.Module, inputs: Tensor, look: Callable[[Any, tuple[Tensor, .
             look(layer, arguments, made)
 
     kinds = (nn.Conv2d, nn.Linear, ConvReLU)
-    layers = [m for m in model.modules() if type(m) in kinds and m not in held and not _is_hooked(m)]
+    layers = [m for m in model.modules() if type(m) in kinds and m not in held and not is_hooked(m)]
     hooks = [layer.register_forward_hook(see) for layer in layers]
     try:
         model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether something else is done where it is used, which would be lost with it."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 @torch.enable_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,48 @@ def test_what_is_used_twice_is_left_out():
     fast = fast_module._made(classifier_of(Twice()), torch.rand(2, 3, 64, 64), CPU, is_fused=True)
     assert "1 convolutions with what follows inside: not exact" in fast.left_out[0]
     assert not any(isinstance(module, ConvReLU) for module in fast.classifier.modules())
+
+
+class Watched(nn.Module):
+    """Its logits depend on what a hook has seen last."""
+
+    def __init__(self, watched):
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()
+        self.norm, self.head = nn.BatchNorm2d(64), nn.Linear(64, 10)
+        getattr(self, watched).register_forward_hook(self.keep)
+
+    def keep(self, module, arguments, output):
+        self.seen = output.detach().abs().mean()
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.second(self.first(x)))).mean((2, 3)) / self.seen)
+
+
+@pytest.mark.parametrize("watched", ["second", "norm", "act"])
+def test_what_something_else_looks_at_keeps_its_place(watched):
+    """The images of the comparison would show nothing: what was seen last is of them."""
+    torch.manual_seed(0)
+    model = Watched(watched)
+    plain = copy.deepcopy(model)
+    getattr(plain, watched)._forward_hooks.clear()
+    getattr(plain, watched).register_forward_hook(plain.keep)
+    pixels, others = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64) / 5
+    fast = fast_module.make_fast(classifier_of(model), pixels)
+    expected = classifier_of(plain)(others)
+    assert fast.left_out == ()
+    torch.testing.assert_close(fast.classifier(others), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("hooked", ["conv3", "bn3", "act3"])
+def test_a_block_that_something_else_looks_at_keeps_its_place(hooked):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet26", num_classes=10)
+    getattr(model.layer1[1], hooked).register_forward_hook(lambda *_: None)
+    fast = fast_module.make_fast(classifier_of(model), torch.rand(2, 3, 64, 64))
+    kinds = [type(module) for module in fast.classifier.modules()]
+    assert kinds.count(ResidualBlock) == 7
+    assert kinds.count(timm.models.resnet.Bottleneck) == 1
 
 
 def test_a_relu_inside_by_hand():

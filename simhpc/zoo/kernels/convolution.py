@@ -116,7 +116,9 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (gate,) = ctx.saved_tensors or (None,)
-        gated = torch.empty_like(gate) if ctx.has_residual and gate is not None else None
+        gated = None
+        if ctx.has_residual and gate is not None:
+            gated = torch.empty_like(gate, memory_format=torch.channels_last)
         gradient = _run(ctx.layer.back, arriving[0], Around(gate=gate, gated=gated))
         residual = arriving[0] if gated is None else gated
         return gradient, residual if ctx.has_residual else None, None

@@ -75,7 +75,7 @@ def library() -> Any:
         if done.returncode:
             raise OSError(f"{compiler} cannot translate {_NAMES}: {done.stderr.strip()}")
         found = ctypes.CDLL(str(made))
-    found.simhpc_pointwise.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
+    found.simhpc_pointwise.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_long] * 4 + [ctypes.c_int] * 2
     found.simhpc_winograd.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_long] * 7 + [ctypes.c_int] * 3
     found.simhpc_panel_width.restype = found.simhpc_rows.restype = ctypes.c_long
     return found

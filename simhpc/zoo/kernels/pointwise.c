@@ -13,13 +13,13 @@ enum { BLOCK_BYTES = 1 << 19, COPIED = 1024 };
    has made of which `left` is the gradient, or null; `gated` gets what comes back through it, unless it is null.
    Returns whether there was memory. */
 int simhpc_pointwise(const float *left, const float *gate, float *gated, const float *panels, const float *bias,
-                     const float *added, float *made, long n, long depth, long columns, int is_relu,
-                     int is_streamed) {
+                     const float *added, float *made, long n, long depth, long columns, long n_threads,
+                     int is_relu, int is_streamed) {
   const int is_copied = gate || depth >= COPIED;
   const long stride = is_copied ? depth + LANES : depth, fitting = BLOCK_BYTES / (4 * depth) / ROWS * ROWS;
   const long block = fitting > ROWS ? fitting : ROWS;
   int is_done = 1;
-#pragma omp parallel reduction(&& : is_done)
+#pragma omp parallel num_threads(n_threads) reduction(&& : is_done)
   {
     float *copy = is_copied ? aligned_alloc(4 * LANES, 4 * block * stride) : NULL;
     is_done = !is_copied || copy;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from simhpc.zoo.kernels.library import STREAMED_BYTES, Around, address, in_panels, library
@@ -21,7 +22,7 @@ class Pointwise:
     def __call__(self, x: Tensor, made: Tensor, around: Around) -> None:
         batch, channels, height, width = x.shape
         tensors = (x, around.gate, around.gated, self._panels, around.bias, around.residual, made)
-        sizes = (batch * height * width, channels, self.out_channels)
+        sizes = (batch * height * width, channels, self.out_channels, torch.get_num_threads())
         is_streamed = made.nbytes > STREAMED_BYTES
         if not library().simhpc_pointwise(*map(address, tensors), *sizes, around.is_relu, is_streamed):
             raise MemoryError("no memory for a copy of some pixels")

@@ -84,6 +84,18 @@ def test_a_residual_alone(kernel):
 
 @needs_compiler
 @pytest.mark.parametrize("kernel", [1, 3])
+def test_what_was_saved_may_come_back_in_another_order(kernel):
+    layer = ConvReLU(convolution(16, 16, kernel))
+    given = torch.randn(2, 16, 6, 4), torch.randn(2, 16, 6, 4)
+    expected = there_and_back(layer, *given)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.contiguous(), lambda saved: saved):
+        found = there_and_back(by_kernel(layer), *given)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [1, 3])
 def test_what_is_no_number_stays(kernel):
     """As in torch, and only in the image where it is."""
     x = torch.randn(2, 16, 8, 8)
