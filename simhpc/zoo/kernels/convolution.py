@@ -15,9 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from simhpc.zoo.fused import ConvReLU
 from simhpc.zoo.kernels.library import CHANNELS, Around
-from simhpc.zoo.kernels.pointwise import Pointwise
+from simhpc.zoo.kernels.pointwise import Pointwise, pointwise_gains
 from simhpc.zoo.kernels.winograd import Winograd, at_work_bytes, kept_bytes, winograd_gains
-from simhpc.zoo.packed import is_amd
 from simhpc.zoo.substitutes import watch
 
 
@@ -76,7 +75,7 @@ def kernel_of(layer: Any, shape: torch.Size) -> type[Pointwise] | type[Winograd]
     ):
         return None
     match layer.kernel_size, layer.padding:
-        case (1, 1), (0, 0) if is_amd():
+        case (1, 1), (0, 0) if pointwise_gains(layer, shape):
             return Pointwise
         case (3, 3), (1, 1) if winograd_gains(layer, shape):
             return Winograd

@@ -19,7 +19,7 @@ _SOURCES = ("pointwise.c", "winograd.c")
 _NAMES = " and ".join(_SOURCES)
 
 _LIMIT_S = 60
-"""For the compiler, which needs half a second."""
+"""For the compiler, which needs less than a second."""
 
 CHANNELS = 16
 """What numbers of channels are a multiple of."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from simhpc.zoo.kernels.library import STREAMED_BYTES, Around, address, in_panels, library
+from simhpc.zoo.packed import is_amd
+
+_FEWEST_PRODUCTS = 2**20
+"""Of an image. With fewer, all of a small attack gains less than the compiler's second."""
 
 
 class Pointwise:
@@ -26,3 +32,13 @@ class Pointwise:
         is_streamed = made.nbytes > STREAMED_BYTES
         if not library().simhpc_pointwise(*map(address, tensors), *sizes, around.is_relu, is_streamed):
             raise MemoryError("no memory for a copy of some pixels")
+
+
+def pointwise_gains(convolution: Any, shape: torch.Size) -> bool:
+    """Whether a convolution of this kernel size is faster so, of an input of this shape (B, C, H, W).
+
+    Args:
+        convolution: see `convolution.kernel_of`.
+    """
+    # Not measured on other processors.
+    return is_amd() and convolution.weight.numel() * shape[2] * shape[3] >= _FEWEST_PRODUCTS

@@ -15,7 +15,7 @@ from simhpc.study import DataConfig
 from simhpc.zoo.classifier import PixelClassifier
 from simhpc.zoo.fast import make_fast
 from simhpc.zoo.fused import ConvReLU
-from simhpc.zoo.kernels import convolution as convolution_module
+from simhpc.zoo.kernels import pointwise as pointwise_module
 from simhpc.zoo.kernels.convolution import KernelConvolution, kernel_convolution, kernel_of, memory_bytes
 from simhpc.zoo.kernels.pointwise import Pointwise
 from simhpc.zoo.kernels.winograd import Winograd
@@ -201,8 +201,9 @@ def test_what_its_kernels_cannot_read_is_refused(kernel, x, residual, said):
         (convolution(dilation=2), (56, 56), None),
         (convolution(groups=2), (56, 56), None),
         (convolution(padding_mode="circular"), (56, 56), None),
-        (convolution(kernel=1), (1, 1), Pointwise),
-        (convolution(16, 32, 1), (7, 9), Pointwise),
+        (convolution(kernel=1), (16, 16), Pointwise),
+        (convolution(kernel=1), (15, 17), None),  # 4,096 weights for 255 pixels are less than 2^20
+        (convolution(512, 2048, 1), (1, 1), Pointwise),
         (convolution(64, 72, 1), (56, 56), None),
         (convolution(72, 64, 1), (56, 56), None),
         (convolution(kernel=1, padding=1), (56, 56), None),
@@ -212,9 +213,9 @@ def test_what_its_kernels_cannot_read_is_refused(kernel, x, residual, said):
     ],
 )
 def test_where_it_gains(monkeypatch, layer, size, kernel):
-    monkeypatch.setattr(convolution_module, "is_amd", lambda: True)
+    monkeypatch.setattr(pointwise_module, "is_amd", lambda: True)
     assert kernel_of(layer, torch.Size([2, 64, *size])) is kernel
-    monkeypatch.setattr(convolution_module, "is_amd", lambda: False)
+    monkeypatch.setattr(pointwise_module, "is_amd", lambda: False)
     assert kernel_of(layer, torch.Size([2, 64, *size])) is (None if kernel is Pointwise else kernel)
 
 
@@ -232,7 +233,7 @@ def test_models_are_given_them_where_they_gain(monkeypatch, is_amd):
     Its bottlenecks are twice 1 x 1, 3 x 3, 1 x 1 in each stage; strides are of the 3 x 3 ones, and of the 1 x 1 of
     shortcuts, but for the first stage's.
     """
-    monkeypatch.setattr(convolution_module, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(pointwise_module, "is_amd", lambda: is_amd)
     torch.manual_seed(0)
     model, pixels = timm.create_model("resnet26", num_classes=10), torch.rand(2, 3, 64, 64)
     fast = make_fast(classifier_of(model), pixels)
