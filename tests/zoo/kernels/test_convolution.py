@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,6 +68,25 @@ def test_the_same_with_what_follows(kernel, is_large, has_residual):
     found = there_and_back(by_kernel(layer), *given)
     assert 0.3 < float((found[0] == 0).double().mean()) < 0.7
     assert_same(layer, by_kernel(layer), *given)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [16, 1040])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_a_relu_lets_no_gradient_through_where_it_made_0(kernel, channels, has_residual):
+    """The squares' sum has none there anyway. What is within rounding of 0 may pass or not, and is left out here."""
+    convolved = convolution(32, channels, kernel)
+    given = [torch.randn(3, n, 10, 9) for n in ((32, channels) if has_residual else (32,))]
+    exact = copy.deepcopy(convolved).double()
+    doubles = [x.double().requires_grad_(True) for x in given]
+    before = sum(doubles[1:], exact(doubles[0]))
+    arriving = torch.randn(before.shape, dtype=torch.float64) * (before.abs() > 1e-4)
+    expected = torch.autograd.grad(before.relu(), doubles, arriving)
+    variables = [x.requires_grad_(True) for x in given]
+    found = torch.autograd.grad(by_kernel(ConvReLU(convolved))(*variables), variables, arriving.float())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
 @needs_compiler
