@@ -139,10 +139,6 @@ def _laid_out(tensor: Tensor, shape: tuple[int, ...]) -> Tensor: ...
 
 
 @overload
-def _laid_out(tensor: None, shape: tuple[int, ...]) -> None: ...
-
-
-@overload
 def _laid_out(tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor | None: ...
 
 

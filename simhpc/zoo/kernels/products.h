@@ -27,6 +27,16 @@ struct after {
   int is_relu, is_streamed;
 };
 
+/* Where `added` is what is added there, or null. */
+static inline __attribute__((always_inline)) void put(float *to, lanes value, const float *added, struct after after) {
+  if (added) value += loaded(added);
+  if (after.is_relu) value = relu(value);
+  if (after.is_streamed)
+    streamed(to, value);
+  else
+    stored(to, value);
+}
+
 static inline __attribute__((always_inline)) void tile(const float *left, long stride, const float *next,
                                                        const float *panel, long depth, float *made, long made_stride,
                                                        struct after after, const int rows, const int vectors) {
@@ -57,14 +67,8 @@ static inline __attribute__((always_inline)) void tile(const float *left, long s
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
       const long at = i * made_stride + v * LANES;
-      lanes value = sum[i][v];
-      if (after.bias) value += loaded(after.bias + v * LANES);
-      if (after.added) value += loaded(after.added + at);
-      if (after.is_relu) value = relu(value);
-      if (after.is_streamed)
-        streamed(made + at, value);
-      else
-        stored(made + at, value);
+      if (after.bias) sum[i][v] += loaded(after.bias + v * LANES);
+      put(made + at, sum[i][v], after.added ? after.added + at : NULL, after);
     }
 }
 

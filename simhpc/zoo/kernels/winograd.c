@@ -84,13 +84,7 @@ static void pixels_of(const float *points, long apart, float *image, struct shap
       pixels(rows[y], made);
       for (int x = 0; x < SIDE && left + x < shape.width; x++) {
         const long to = ((top + y) * shape.width + left + x) * channels + channel;
-        lanes value = made[x] + bias;
-        if (after.added) value += loaded(after.added + to);
-        if (after.is_relu) value = relu(value);
-        if (after.is_streamed)
-          streamed(image + to, value);
-        else
-          stored(image + to, value);
+        put(image + to, made[x] + bias, after.added ? after.added + to : NULL, after);
       }
     }
   }
