@@ -28,6 +28,25 @@ def test_the_same_as_the_convolution(rows, columns, channels, bias):
     torch.testing.assert_close(torch.autograd.grad(found, x, arriving)[0], gradient)
 
 
+@given(
+    patch=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    size=st.tuples(st.integers(6, 20), st.integers(6, 20)),
+    channels=st.integers(1, 4),
+    bias=st.booleans(),
+)
+def test_patches_as_a_product(patch, size, channels, bias):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(channels, 5, patch, patch, bias=bias).double().requires_grad_(False)
+    x = torch.randn(2, channels, *size, dtype=torch.float64, requires_grad=True)
+    expected = convolution(x)
+    arriving = torch.randn_like(expected)
+    found = Stem(convolution, is_alone=True)(x)
+    torch.testing.assert_close(found, expected)
+    assert found.permute(0, 2, 3, 1).is_contiguous()
+    (gradient,) = torch.autograd.grad(expected, x, arriving)
+    torch.testing.assert_close(torch.autograd.grad(found, x, arriving)[0], gradient)
+
+
 def test_a_gradient_worked_out_by_hand():
     """One channel in a row of 5, kernel (1, 10, 100), stride 2, padding 1: outputs see pixels (-, 0, 1), (1, 2, 3) and
     (3, 4, -)."""
@@ -40,10 +59,11 @@ def test_a_gradient_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_bfloat16_is_what_autocast_gives(memory_format):
+@pytest.mark.parametrize("how", [(7, 2, 3), (8, 8)])
+def test_bfloat16_is_what_autocast_gives(how, memory_format):
     torch.manual_seed(0)
-    convolution = nn.Conv2d(3, 16, 7, 2, 3).requires_grad_(False)
-    stem = Stem(convolution).to(memory_format=memory_format)
+    convolution = nn.Conv2d(3, 16, *how).requires_grad_(False)
+    stem = Stem(convolution, is_alone=True).to(memory_format=memory_format)
     x = torch.rand(2, 3, 32, 32).to(memory_format=memory_format).requires_grad_(True)
     gradients = []
     for layer in (convolution, stem):
@@ -69,3 +89,11 @@ def test_only_strided_convolutions_of_pixels():
     )
     assert make_stems(model) == 2
     assert [type(module) for module in model] == [Stem, Stem, *[nn.Conv2d] * 6]
+
+
+def test_patches_are_a_product_where_nothing_else_is_a_convolution():
+    x = torch.randn(1, 3, 32, 32)
+    for n, is_in_rows in ((1, True), (2, False)):
+        model = nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), *[nn.Conv2d(8, 8, 1) for _ in range(n - 1)])
+        assert make_stems(model) == 1
+        assert model[0](x).permute(0, 2, 3, 1).is_contiguous() == is_in_rows
