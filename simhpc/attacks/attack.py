@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simhpc.attacks.ahead import read_ahead
-from simhpc.attacks.batches import Target, fixed_size_batches, true_class_margin
+from simhpc.attacks.batches import Target, at, fixed_size_batches, on_the_way, true_class_margin
 from simhpc.attacks.gradient import InputGradient
 from simhpc.attacks.levels import check_within, to_levels
 from simhpc.attacks.method import Settings
@@ -74,7 +75,7 @@ def attack_images(
             gradient,
             clean,
             truth,
-            unit.to(target.device, memory_format=target.memory_format),
+            target.moved(unit).to(memory_format=target.memory_format),
             eps=eps,
             step_size=settings.step_size_eps * eps,
             steps=settings.steps,
@@ -85,9 +86,21 @@ def attack_images(
     def margin(levels: Tensor, truth: Tensor) -> Tensor:
         return true_class_margin(target.classifier(target.pixels(levels)).float(), truth)
 
+    def finish(first: int, count: int, arriving: Callable[[], Sequence[Tensor]]) -> None:
+        made, was_finite = arriving()
+        if not was_finite:
+            raise NonFiniteGradientError("the model's input gradient is not finite: nothing can follow it")
+        result = made[:count]
+        check_within(images[first : first + count], result, method.norm, settings.eps_255)
+        adversarial[first : first + count] = result
+        on_batch(first, result)
+
+    # A GPU is given a batch before what it made of the last one is looked at and written.
+    begun, at_once = deque[tuple[int, int, Callable[[], Sequence[Tensor]]]](), 1 + (target.device.type == "cuda")
     with closing(read_ahead(starts())) as units:
         for positions, count in todo:
-            first, truth, levels = int(positions[0]), target.moved(labels[positions]), target.moved(images[positions])
+            first, truth = int(positions[0]), target.moved(at(labels, positions))
+            levels = target.moved(at(images, positions))
             clean = target.pixels(levels)
             best = attacked(levels, clean, truth, next(units))
             if len(seeds) > 1:
@@ -97,11 +110,10 @@ def attack_images(
                     reached = margin(found, truth)
                     best = torch.where((reached < lowest)[:, None, None, None], found, best)
                     lowest = torch.minimum(reached, lowest)
-            result = best.contiguous().cpu()[:count]
-            if not gradient.was_finite():
-                raise NonFiniteGradientError("the model's input gradient is not finite: nothing can follow it")
-            check_within(images[first : first + count], result, method.norm, settings.eps_255)
-            adversarial[first : first + count] = result
-            on_batch(first, result)
+            begun.append((first, count, on_the_way(best.contiguous(), gradient.was_finite())))
+            if len(begun) == at_once:
+                finish(*begun.popleft())
+        while begun:
+            finish(*begun.popleft())
     check_within(images, adversarial, method.norm, settings.eps_255)
     return adversarial

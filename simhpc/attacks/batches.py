@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,29 @@ def fixed_size_batches(n: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)
         yield torch.arange(start, start + batch_size).clamp_(max=n - 1), count
+
+
+def at(tensor: Tensor, positions: Tensor) -> Tensor:
+    """The rows of a CPU's tensor that a batch consists of; no copy where they follow each other."""
+    first, last = int(positions[0]), int(positions[-1])
+    return tensor[first : last + 1] if last - first == len(positions) - 1 else tensor[positions]
+
+
+def on_the_way(*tensors: Tensor) -> Callable[[], Sequence[Tensor]]:
+    """Begin to copy tensors to the CPU; what is returned gives the copies, and waits for nothing that comes later."""
+    if not any(tensor.is_cuda for tensor in tensors):
+        return lambda: tensors
+    copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> Sequence[Tensor]:
+        arrived.synchronize()
+        return copies
+
+    return wait
 
 
 class NonFiniteLogitsError(ArithmeticError):
@@ -126,7 +149,7 @@ def _answer(
     """Classes, margins, and whether all logits are finite, of one batch, on the device."""
     positions, count = batch
     truth = target.moved(labels[positions[:count]])
-    pixels = target.pixels(target.moved(images[positions]))
+    pixels = target.pixels(target.moved(at(images, positions)))
     logits = target.classifier(pixels if view is None else view(pixels))[:count].float()
     if on_logits is not None:
         on_logits(logits)

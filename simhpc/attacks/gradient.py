@@ -167,9 +167,9 @@ class InputGradient:
         self._sum = self._sum + gradient.sum()
         return gradient, loss
 
-    def was_finite(self) -> bool:
-        """Whether no gradient so far held NaN or infinity. This waits for the device."""
-        return bool(torch.isfinite(torch.as_tensor(self._sum)))
+    def was_finite(self) -> Tensor:
+        """Whether no gradient so far held NaN or infinity: a bool, on the device."""
+        return torch.isfinite(torch.as_tensor(self._sum))
 
     @torch.no_grad()
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simhpc.attacks.attack import NonFiniteGradientError
-from simhpc.attacks.batches import Target, fixed_size_batches
+from simhpc.attacks.batches import Target, at, fixed_size_batches
 from simhpc.attacks.gradient import InputGradient
 
 
@@ -57,8 +57,8 @@ def directions(
     gradient = InputGradient(target.classifier, is_in_parts=target.is_in_parts)
     unit, norms, cosines = torch.empty(images.shape, dtype=torch.float16), torch.empty(len(images)), []
     for positions, count in fixed_size_batches(len(images), batch_size):
-        first, truth = int(positions[0]), target.moved(labels[positions])
-        pixels = target.pixels(target.moved(images[positions]))
+        first, truth = int(positions[0]), target.moved(at(labels, positions))
+        pixels = target.pixels(target.moved(at(images, positions)))
         clean, lengths = _normalised(gradient(pixels, truth))
         copies = []
         for copy in range(2):

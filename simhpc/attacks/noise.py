@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -25,12 +26,20 @@ def unit_ball_points(norm: Norm, seeds: Sequence[int], shape: tuple[int, ...]) -
         float32 (len(seeds), *shape) on the CPU, so that every device starts from the same point.
     """
     points = torch.empty(len(seeds), *shape)
-    generator = torch.Generator()
-    for row, seed in zip(points, seeds, strict=True):
-        generator.manual_seed(seed)
+
+    def draw(row: Tensor, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
         if norm == "linf":
             row.uniform_(-1.0, 1.0, generator=generator)
-        else:
-            distance = float(torch.rand((), generator=generator)) ** (1.0 / math.prod(shape))
-            row.normal_(generator=generator).mul_(distance / torch.linalg.vector_norm(row))
+            return 1.0
+        distance = float(torch.rand((), generator=generator)) ** (1.0 / math.prod(shape))
+        row.normal_(generator=generator)
+        return distance
+
+    # Torch draws with one thread, in which time a GPU takes half of an attack's steps.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        distances = list(pool.map(draw, points, seeds))
+    if norm == "l2":
+        for row, distance in zip(points, distances, strict=True):
+            row.mul_(distance / torch.linalg.vector_norm(row))
     return points

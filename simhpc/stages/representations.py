@@ -157,7 +157,7 @@ def _features(target: Target, images: Tensor, size: int, on_batch: Callable[[int
     """float32 (N, D) features of uint8 (N, 3, H, W) images, and where they are from; D is 0 if there are none."""
     import torch
 
-    from simhpc.attacks.batches import fixed_size_batches
+    from simhpc.attacks.batches import at, fixed_size_batches
     from simhpc.zoo.classifier import PixelClassifier
     from simhpc.zoo.penultimate import penultimate
 
@@ -169,7 +169,7 @@ def _features(target: Target, images: Tensor, size: int, on_batch: Callable[[int
     parts = []
     with torch.no_grad():
         for positions, count in fixed_size_batches(len(images), size):
-            parts.append(network(target.pixels(target.moved(images[positions])))[:count].cpu())
+            parts.append(network(target.pixels(target.moved(at(images, positions))))[:count].cpu())
             on_batch(int(positions[0]) + count)
     return torch.cat(parts), where
 

@@ -10,6 +10,7 @@ from simhpc.attacks.attack import NonFiniteGradientError, attack_images
 from simhpc.attacks.batches import (
     NonFiniteLogitsError,
     Target,
+    at,
     fixed_size_batches,
     predict,
     predict_probabilities,
@@ -148,6 +149,15 @@ def test_batches_cover_everything_once_in_one_shape(n, batch_size):
         covered += positions[:count].tolist()
         assert set(positions[count:].tolist()) <= {n - 1}
     assert covered == list(range(n))
+
+
+def test_a_batch_that_is_whole_is_not_copied():
+    tensor = torch.arange(7)
+    (whole, _), (filled_up, _) = fixed_size_batches(7, 4)
+    assert at(tensor, whole).tolist() == [0, 1, 2, 3]
+    assert at(tensor, whole).data_ptr() == tensor.data_ptr()
+    assert at(tensor, filled_up).tolist() == [4, 5, 6, 6]
+    assert at(tensor, torch.tensor([6])).tolist() == [6]
 
 
 def test_margins_by_hand():

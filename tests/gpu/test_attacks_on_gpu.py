@@ -280,6 +280,24 @@ def test_attacks_are_as_strong_as_on_the_cpu_and_the_same_each_time(digits, name
     assert fooled > 0
 
 
+def test_a_batch_is_looked_at_when_the_next_is_under_way():
+    target, pixels, truth = on_gpu("resnet")
+    levels, labels = (torch.cat([part] * 4)[:27] for part in batch())
+    steps, seen = 5, []
+    with torch.no_grad():
+        graph = StepGraph(target.classifier, pixels, truth)
+        before = graph.n_replays
+        made = attack_images(
+            replace(target, graph=graph), levels, labels, [range(27)],
+            method.Settings(method.find("pgd-linf"), 8, 0.25, steps, {}),
+            batch_size=8, finished={},
+            on_batch=lambda first, part: seen.append((first, len(part), (graph.n_replays - before) // steps)),
+        )  # fmt: skip
+    assert seen == [(0, 8, 2), (8, 8, 3), (16, 8, 4), (24, 3, 4)]
+    assert torch.equal(made[:3], made[8:11]) is False  # of one image each, from other starts
+    assert int((made.int() - levels.int()).abs().amax((1, 2, 3)).min()) == 8
+
+
 def test_tf32_is_off_unless_asked_for():
     one, other = (torch.randn(512, 512, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     kernel = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(2))

@@ -170,10 +170,13 @@ def test_a_training_that_is_interrupted_ends_with_the_same_weights(tmp_path, mon
 def test_the_forecast_measures_the_gpu(tmp_path):
     study = load_study(gpu_study(tmp_path, keys=("cnn",)))
     speed = measure(resolve_model(study.models[0], 10), study, 10, import_s=1.0)
-    assert 0 < speed.forward_s < speed.gradient_s < 0.1
+    # A forward pass of so small a model is all launching, and only a gradient is recorded.
+    assert 0 < speed.forward_s < 0.1
+    assert 0 < speed.gradient_s < 0.1
     assert speed.training_s > 0
 
 
+@pytest.mark.timeout(300)  # six processes, one after the other, beside those of other tests
 def test_the_command_line_runs_a_study_on_the_gpu(simhpc, tmp_path):
     path = gpu_study(tmp_path, keys=("cnn", "vit"))
     code, out, err = simhpc("run", path, "--out", tmp_path / "run")
