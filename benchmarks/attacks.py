@@ -28,7 +28,7 @@ DIGITS_STEPS = 50
 """The default of a study. With 20, other random starts move self-fooling by as much as is tolerated below."""
 
 TIMED_BATCHES = 4
-"""Of the trained model: all of its images show how often it is fooled, fewer are enough for the time."""
+"""Of the trained model (all of its images show how often it is fooled, fewer are enough for the time) and on GPUs."""
 
 SELF_FOOLING_TOLERANCE_POINTS = 0.5
 """By how much two libraries' self-fooling of a trained model may differ, each the mean over STARTS random starts."""
@@ -54,6 +54,8 @@ def measure(options: Options, scratch: Path) -> Part:
         )
         for name in names:
             victim = untrained(name, options.batch_size, SIZE_PX)
+            if options.device.type == "cuda":
+                victim = _repeated(victim, TIMED_BATCHES)
             part.facts[f"{name}: gradient GFLOP per image"] = gradient_flops(victim.model, SIZE_PX) / 1e9
             compare(victim, settings, options, part, scratch, is_trained=False)
         if digits is None:
@@ -70,6 +72,11 @@ def _digits(options: Options, part: Part, scratch: Path) -> Victim:
     found = _first(trained_digits(scratch / DIGITS, *((100, 4) if options.quick else (1000, 10))), options.batch_size)
     part.facts[f"images of {DIGITS}"] = len(found.images)
     return found
+
+
+def _repeated(victim: Victim, times: int) -> Victim:
+    """With several batches: what is done of a batch beside the one before shows in studies, and not in a single one."""
+    return replace(victim, images=victim.images.repeat(times, 1, 1, 1), labels=victim.labels.repeat(times))
 
 
 def label(name: str, precision: Precision, *, compiled: bool) -> str:

@@ -30,17 +30,19 @@ def consecutive(
     """
     runs: Counter[nn.Module] = Counter()
     # The tensors stay alive, so that no two of them have one identity.
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    made: dict[int, tuple[nn.Module, Tensor, int]] = {}
     found: dict[nn.Module, nn.Module] = {}
 
     def after_first(first: nn.Module, _: Any, output: Tensor) -> None:
         runs[first] += 1
-        made[id(output)] = (first, output)
+        made[id(output)] = (first, output, output._version)
 
     def before_second(second: nn.Module, arguments: tuple[Any, ...]) -> None:
         runs[second] += 1
-        if id(arguments[0]) in made:
-            found[second] = made[id(arguments[0])][0]
+        first, _, version = made.get(id(arguments[0]), (None, None, 0))
+        # Something may have been added to it in place.
+        if first is not None and arguments[0]._version == version:
+            found[second] = first
 
     hooks = []
     for module in model.modules():

@@ -15,12 +15,16 @@ class Model(nn.Module):
         self.doubled, self.after_doubled = nn.Linear(4, 4), nn.ReLU()
         self.twice, self.after_twice = nn.Linear(4, 4), nn.ReLU()
         self.parent, self.first_child, self.second_child = nn.Linear(4, 4), nn.ReLU(), nn.ReLU()
+        self.summed, self.after_summed = nn.Linear(4, 4), nn.ReLU()
         self.nothing = nn.Sequential()
 
     def forward(self, x):
         x = self.after_direct(self.nothing(self.direct(x)))  # an empty module hands on the very tensor
         x = self.after_doubled(self.doubled(x) * 2)
         x = self.after_twice(self.twice(self.after_twice(self.twice(x))))
+        made = self.summed(x)
+        made += x
+        x = self.after_summed(made)
         made = self.parent(x)
         return self.first_child(made) + self.second_child(made)
 
