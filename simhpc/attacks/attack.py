@@ -95,25 +95,32 @@ def attack_images(
         adversarial[first : first + count] = result
         on_batch(first, result)
 
-    # A GPU is given a batch before what it made of the last one is looked at and written.
-    begun, at_once = deque[tuple[int, int, Callable[[], Sequence[Tensor]]]](), 1 + (target.device.type == "cuda")
-    with closing(read_ahead(starts())) as units:
-        for positions, count in todo:
-            first, truth = int(positions[0]), target.moved(at(labels, positions))
-            levels = target.moved(at(images, positions))
-            clean = target.pixels(levels)
-            best = attacked(levels, clean, truth, next(units))
-            if len(seeds) > 1:
-                lowest = margin(best, truth)
-                for _ in seeds[1:]:
-                    found = attacked(levels, clean, truth, next(units))
-                    reached = margin(found, truth)
-                    best = torch.where((reached < lowest)[:, None, None, None], found, best)
-                    lowest = torch.minimum(reached, lowest)
-            begun.append((first, count, on_the_way(best.contiguous(), gradient.was_finite())))
-            if len(begun) == at_once:
-                finish(*begun.popleft())
+    begun = deque[tuple[int, int, Callable[[], Sequence[Tensor]]]]()
+    try:
+        with closing(read_ahead(starts())) as units:
+            for positions, count in todo:
+                first, truth = int(positions[0]), target.moved(at(labels, positions))
+                levels = target.moved(at(images, positions))
+                clean = target.pixels(levels)
+                best = attacked(levels, clean, truth, next(units))
+                if len(seeds) > 1:
+                    lowest = margin(best, truth)
+                    for _ in seeds[1:]:
+                        found = attacked(levels, clean, truth, next(units))
+                        reached = margin(found, truth)
+                        best = torch.where((reached < lowest)[:, None, None, None], found, best)
+                        lowest = torch.minimum(reached, lowest)
+                begun.append((first, count, on_the_way(best.contiguous(), gradient.was_finite())))
+                if len(begun) == _batches_at_once(target.device):
+                    finish(*begun.popleft())
+    finally:
+        # An interruption, too, comes while a batch is under way, which the next attempt need not attack again.
         while begun:
             finish(*begun.popleft())
     check_within(images, adversarial, method.norm, settings.eps_255)
     return adversarial
+
+
+def _batches_at_once(device: torch.device) -> int:
+    """A GPU is given a batch before what it made of the last one is looked at and written."""
+    return 2 if device.type == "cuda" else 1

@@ -51,20 +51,21 @@ def fixed_size_batches(n: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def at(tensor: Tensor, positions: Tensor) -> Tensor:
-    """The rows of a CPU's tensor that a batch consists of; no copy where they follow each other."""
+    """The rows of a CPU's tensor at the positions of one of `fixed_size_batches`; no copy where it is not filled up."""
     first, last = int(positions[0]), int(positions[-1])
     return tensor[first : last + 1] if last - first == len(positions) - 1 else tensor[positions]
 
 
 def on_the_way(*tensors: Tensor) -> Callable[[], Sequence[Tensor]]:
     """Begin to copy tensors to the CPU; what is returned gives the copies, and waits for nothing that comes later."""
-    if not any(tensor.is_cuda for tensor in tensors):
+    device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+    if device is None:
         return lambda: tensors
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(device))
 
     def wait() -> Sequence[Tensor]:
         arrived.synchronize()

@@ -168,7 +168,7 @@ class InputGradient:
         return gradient, loss
 
     def was_finite(self) -> Tensor:
-        """Whether no gradient so far held NaN or infinity: a bool, on the device."""
+        """Whether no gradient so far held NaN or infinity: a bool, where the gradients are."""
         return torch.isfinite(torch.as_tensor(self._sum))
 
     @torch.no_grad()

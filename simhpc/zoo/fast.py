@@ -207,7 +207,8 @@ def _rewritings(model: nn.Module, *, is_fused: bool = False) -> list[list[_Rewri
         found.append(norms)
     # Merging may make a stem of several branches.
     if any(map(is_stem, model.modules())) or _is_reparameterisable(model):
-        found.append([_stems])
+        # Convolutions want another order of the elements than a product gives.
+        found.append([_patches, _stems] if _n_convolutions(model) == 1 else [_stems])
     if is_fused and _n_convolutions(model) > _MOST_CONVOLUTIONS_OF_A_TRANSFORMER:
         found.append([_fused])
     return found
@@ -287,6 +288,10 @@ def _affine(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
 
 def _stems(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
     return model, "stem's gradient as a convolution" if make_stems(model) else ""
+
+
+def _patches(model: nn.Module, _: Tensor) -> tuple[nn.Module, str]:
+    return model, "patches as a product" if make_stems(model, as_products=True) else ""
 
 
 def _fused(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, str]:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simhpc.zoo.consecutive import is_hooked
+
 _MOST_CHANNELS = 4
 """Of pixels. With more, the taps of 0 that fill up the filters cost more than is gained."""
 
@@ -28,15 +30,15 @@ class Stem(nn.Module):
 
     Args:
         convolution: frozen.
-        is_alone: whether no other convolution follows, for which the order of the elements would matter.
+        is_product: whether to compute it as a matrix product; see `is_patches`. The result is in channels_last order.
     """
 
     filters: Tensor
 
-    def __init__(self, convolution: Any, *, is_alone: bool = False) -> None:
+    def __init__(self, convolution: Any, *, is_product: bool = False) -> None:
         super().__init__()
         self.convolution = convolution
-        self._is_product = is_alone and convolution.kernel_size == convolution.stride and not any(convolution.padding)
+        self._is_product = is_product
         rows, columns = zip(convolution.kernel_size, convolution.stride, convolution.padding, strict=True)
         self.reach = (_reach(*rows), _reach(*columns))
         self.register_buffer("filters", _filters(convolution, *self.reach))
@@ -53,7 +55,10 @@ class Stem(nn.Module):
             return made
         (rows, columns), (batch, channels, *sides) = c.stride, x.shape
         height, width = sides[0] // rows, sides[1] // columns
-        patches = x[:, :, : height * rows, : width * columns].to(c.weight.dtype)
+        patches = x[:, :, : height * rows, : width * columns]
+        # Before they are put in order, which moves half as much then.
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            patches = patches.to(c.weight.dtype)
         patches = patches.reshape(batch, channels, height, rows, width, columns).permute(0, 2, 4, 1, 3, 5).flatten(3)
         return functional.linear(patches, c.weight.flatten(1), c.bias).permute(0, 3, 1, 2)
 
@@ -75,13 +80,22 @@ class Stem(nn.Module):
         return pixels[:, :, : sides[0], : sides[1]]
 
 
-def make_stems(model: nn.Module) -> int:
-    """Make every such convolution of pixels a `Stem`, in place; how many there were."""
-    found = {name: module for name, module in model.named_modules() if is_stem(module)}
-    is_alone = sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 1
+def make_stems(model: nn.Module, *, as_products: bool = False) -> int:
+    """Make every such convolution of pixels a `Stem`, in place; how many there were.
+
+    Args:
+        as_products: only those of patches, as products.
+    """
+    is_wanted = is_patches if as_products else is_stem
+    found = {name: module for name, module in model.named_modules() if is_wanted(module)}
     for name, convolution in found.items():
-        model.set_submodule(name, Stem(convolution, is_alone=is_alone))
+        model.set_submodule(name, Stem(convolution, is_product=as_products))
     return len(found)
+
+
+def is_patches(module: Any) -> bool:
+    """Whether it is a `Stem` of patches that do not overlap, which nothing else looks at."""
+    return is_stem(module) and module.kernel_size == module.stride and not any(module.padding) and not is_hooked(module)
 
 
 def is_stem(module: Any) -> bool:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simhpc.attacks import attack as attack_module
 from simhpc.attacks import method
 from simhpc.attacks.attack import NonFiniteGradientError, attack_images
 from simhpc.attacks.batches import (
@@ -131,6 +132,32 @@ def test_an_attack_goes_on_from_finished_batches(target):
     assert torch.equal(result[:4], whole[:4])
     assert torch.equal(result[4:8], images[4:8])
     assert torch.equal(result[8:], whole[8:])
+
+
+def test_a_batch_under_way_is_not_lost_when_another_is_interrupted(target, monkeypatch):
+    """As on a GPU: two are begun before the first is looked at."""
+    classifier, images, labels = target
+    seen = {}
+
+    def attacked(on_batch):
+        seen.clear()
+        return attack_images(
+            Target(classifier, CPU), images[:10], labels[:10], [range(10)], settings(eps_255=8, steps=1),
+            batch_size=4, finished={}, on_batch=on_batch,
+        )  # fmt: skip
+
+    def interrupted(first, part):
+        seen[first] = part
+        raise KeyboardInterrupt
+
+    whole = attacked(seen.__setitem__)
+    monkeypatch.setattr(attack_module, "_batches_at_once", lambda _: 2)
+    assert torch.equal(attacked(seen.__setitem__), whole)
+    assert list(seen) == [0, 4, 8]
+    with pytest.raises(KeyboardInterrupt):
+        attacked(interrupted)
+    assert list(seen) == [0, 4]
+    assert torch.equal(torch.cat(list(seen.values())), whole[:8])
 
 
 def test_no_images_at_all(target):

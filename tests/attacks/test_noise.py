@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from simhpc.attacks import noise
 from simhpc.attacks.noise import unit_ball_points
 
 
@@ -16,7 +17,8 @@ def threads():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_image_has_its_own_start_whatever_is_drawn_beside_it(norm, threads):
+def test_an_image_has_its_own_start_whatever_is_drawn_beside_it(norm, threads, monkeypatch):
+    monkeypatch.setattr(noise, "_WORTH_THREADS", 1000)
     threads(1)
     alone = torch.cat([unit_ball_points(norm, [seed], (3, 5, 4)) for seed in range(40)])
     threads(4)

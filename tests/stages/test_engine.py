@@ -188,7 +188,7 @@ def test_what_was_done_to_a_model_is_recorded(finished):
     assert engines == {
         "cnn": "folded 13 of 13 batch norms; stem's gradient as a convolution; 8 convolutions with what "
         "follows inside; channels_last",
-        "vit": "last block for the tokens in use; stem's gradient as a convolution",
+        "vit": "last block for the tokens in use; patches as a product",
     }
 
 

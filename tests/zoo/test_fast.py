@@ -51,7 +51,7 @@ KINDS = {
     "resnetv2_50d_gn": f"{STEM}; channels_last",
     "convnext_atto": f"{STEM}; channels_last",
     "repvit_m0_9": f"merged branches; {STEM}; 10 {INSIDE}; channels_last",
-    "test_vit": f"last block for the tokens in use; {STEM}",
+    "test_vit": "last block for the tokens in use; patches as a product",
 }
 
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from simhpc.zoo.stems import Stem, make_stems
+from simhpc.zoo.stems import Stem, is_patches, make_stems
 
 axes = st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(0, 7), st.integers(1, 20))
 """Kernel, stride, padding, side."""
@@ -40,7 +40,7 @@ def test_patches_as_a_product(patch, size, channels, bias):
     x = torch.randn(2, channels, *size, dtype=torch.float64, requires_grad=True)
     expected = convolution(x)
     arriving = torch.randn_like(expected)
-    found = Stem(convolution, is_alone=True)(x)
+    found = Stem(convolution, is_product=True)(x)
     torch.testing.assert_close(found, expected)
     assert found.permute(0, 2, 3, 1).is_contiguous()
     (gradient,) = torch.autograd.grad(expected, x, arriving)
@@ -63,7 +63,7 @@ def test_a_gradient_worked_out_by_hand():
 def test_bfloat16_is_what_autocast_gives(how, memory_format):
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 16, *how).requires_grad_(False)
-    stem = Stem(convolution, is_alone=True).to(memory_format=memory_format)
+    stem = Stem(convolution, is_product=is_patches(convolution)).to(memory_format=memory_format)
     x = torch.rand(2, 3, 32, 32).to(memory_format=memory_format).requires_grad_(True)
     gradients = []
     for layer in (convolution, stem):
@@ -91,9 +91,13 @@ def test_only_strided_convolutions_of_pixels():
     assert [type(module) for module in model] == [Stem, Stem, *[nn.Conv2d] * 6]
 
 
-def test_patches_are_a_product_where_nothing_else_is_a_convolution():
-    x = torch.randn(1, 3, 32, 32)
-    for n, is_in_rows in ((1, True), (2, False)):
-        model = nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), *[nn.Conv2d(8, 8, 1) for _ in range(n - 1)])
-        assert make_stems(model) == 1
-        assert model[0](x).permute(0, 2, 3, 1).is_contiguous() == is_in_rows
+def test_only_patches_that_nothing_else_looks_at_are_products():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.Conv2d(3, 8, 4, stride=2),
+        nn.Conv2d(3, 8, 4, stride=4, padding=1),
+        nn.Conv2d(3, 8, 4, stride=4),
+    )
+    model[3].register_forward_hook(lambda *_: None)
+    assert make_stems(model, as_products=True) == 1
+    assert [type(module) for module in model] == [Stem, *[nn.Conv2d] * 3]
