@@ -17,7 +17,7 @@ from simhpc.study import load_study
 STUDY = Path(__file__).parents[2] / "jobs" / "smoke69.toml"
 
 # Of those that are quickly built and checked: a CNN and a transformer.
-FEW = ("convnext_tiny", "deit_small_patch16_224")
+FEW = ("efficientnet_b2", "pit_s_224")
 
 
 def check(run):

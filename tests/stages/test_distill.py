@@ -19,7 +19,7 @@ from simhpc.stages import distill, estimate, inputs, stage_module, stages_of
 from simhpc.stages.prepare import prepare
 from simhpc.stages.progress import Interrupted
 from simhpc.stages.task import Task
-from simhpc.store import checkpoint
+from simhpc.store import checkpoint, step_log
 from simhpc.study import load_study
 
 SHORT = {"epochs": 2}
@@ -92,7 +92,10 @@ def test_every_student_is_there_and_done(distilled):
     held = checkpoint.metadata_of(distilled.dir.checkpoint("vit-from-cnn"))
     assert held["teacher_weights_sha256"] == weights(distilled, "cnn")
     assert json.loads(held["distillation"])["teacher"] == "cnn"
-    assert 0.2 < float(held["accuracy"]) <= 1
+    assert 0 < float(held["accuracy"]) <= 1
+    # In two epochs accuracy may stay near chance, which differs from processor to processor; the loss does not.
+    losses = [row["loss_nats"] for row in step_log.read(distilled.dir.training_log("vit-from-cnn"))]
+    assert np.mean(losses[-5:]) < 0.98 * np.mean(losses[:5])
     assert list((distilled.dir.root / "answers").iterdir()) != []
 
 
