@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch import Tensor, distributed
 
 # One that died is noticed after this at the latest; one that waits for a slow disk must not be taken for dead.
 _TIMEOUT = timedelta(minutes=15)
+_ended: list[object] = []
+atexit.register(_ended.clear)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def joined(device: torch.device, count: int) -> Iterator[Processes]:
         rank=int(os.environ["RANK"]),
         timeout=_TIMEOUT,
     )
+    # Whoever lets go of a group last waits for its threads, which need the interpreter's lock to let go of tensors.
+    # Python gives the lock up for that. DistributedDataParallel's reducer, which may outlive the network, does not: the
+    # process hangs at its end (torch 2.13 with gloo; pytorch/pytorch#56297). So Python is to be the last, and before
+    # the interpreter is taken down, when threads that want its lock abort the process (pytorch/pytorch#190489).
+    _ended.append(distributed.group.WORLD)
     try:
         yield Processes(device, distributed.get_rank(), count)
     finally:

@@ -35,11 +35,52 @@ with joined(torch.device("cpu"), 2) as processes:
             Path(sys.argv[2], f"{name}.txt").write_text(" ".join(str(step.loss_nats) for step in steps))
 """
 
+# No thread has to give up Python's lock to another: whoever waits for one while holding it waits for ever.
+LAST = """
+import os, sys, torch
+from torch.nn.parallel import DistributedDataParallel
+from simhpc.zoo.training import joined
+sys.setswitchinterval(1000)
+def attempt():
+    with joined(torch.device("cpu"), 2) as processes:
+        network = DistributedDataParallel(torch.nn.Linear(1, 1))
+        processes.any(True)
+for port in sys.argv[1:]:
+    os.environ["MASTER_PORT"] = port
+    attempt()
+"""
+
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def run_both(program, *words, timeout_s=300):
+    """Run a program in two processes that can meet; both must end well."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parents[3]}:{Path(__file__).parents[2]}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in both:
+            _, err = process.communicate(timeout=timeout_s)
+            assert process.returncode == 0, err
+    finally:
+        for process in both:
+            process.kill()
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -49,24 +90,7 @@ def test_two_processes_equal_one(tmp_path):
         ("plain", {"dropout": 0.0, "norm": False}, PLAIN),
         ("everything", {"dropout": 0.3, "norm": False}, {**EVERYTHING, "batch_size": 8}),
     ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{Path(__file__).parents[3]}:{Path(__file__).parents[2]}",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(cases), str(tmp_path)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in both:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+    run_both(PROGRAM, json.dumps(cases), str(tmp_path))
     for name, made, settings in cases:
         alone = [{**settings, "accumulation": 2 * settings.get("accumulation", 1)}]
         if name == "plain":
@@ -78,6 +102,11 @@ def test_two_processes_equal_one(tmp_path):
             assert losses == pytest.approx([step.loss_nats for step in steps], rel=1e-4)
             for key, value in load_file(tmp_path / f"{name}.safetensors").items():
                 torch.testing.assert_close(value, net.state_dict()[key], rtol=1e-3, atol=1e-5)
+
+
+def test_no_process_hangs_at_its_end():
+    """torch's reducer waits for threads that wait for Python; see `joined`."""
+    run_both(LAST, *(str(free_port()) for _ in range(12)), timeout_s=60)
 
 
 def test_one_process_meets_nobody():
