@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 from cluster.devcluster import CHECKOUT, DevCluster
-from cluster.scenario import PROFILE, Scenario
+from cluster.scenario import DEMO_MODELS, PROFILE, Scenario
 from tiny import tiny
 
 
@@ -24,22 +25,19 @@ def devcluster() -> DevCluster:
 
 @pytest.fixture(scope="session")
 def demo(devcluster: DevCluster) -> Path:
-    """The demo study in the container, submitted before everything else, so that it lives through all of it."""
+    """Four of the demo's models in the container, submitted before everything else, so that they live through all."""
     folder = devcluster.folder("demo")
-    run = folder / "run"
+    raw = tomllib.loads((CHECKOUT / "jobs" / "demo.toml").read_text())
+    raw["models"] = [model for model in raw["models"] if model["key"] in DEMO_MODELS]
+    study, run = devcluster.write(folder / "study.toml", raw), folder / "run"
     started_s = time.monotonic()
-    command = (
-        "submit",
-        "all",
-        CHECKOUT / "jobs" / "demo.toml",
-        "--profile",
-        CHECKOUT / "slurm" / "devcluster-container.toml",
-    )
-    devcluster.simhpc(*command, "--out", run)
+    profile = CHECKOUT / "slurm" / "devcluster-container.toml"
+    devcluster.simhpc("submit", "all", study, "--profile", profile, "--out", run)
     submitted_s = time.monotonic()
     devcluster.wait(run, lambda found: any(task["state"] == "running" for task in found["tasks"]), "a first task runs")
     devcluster.measure(
-        "demo, all stages submitted after", f"{submitted_s - started_s:.1f} s (models checked, images made)"
+        "four models of the demo, all stages submitted after",
+        f"{submitted_s - started_s:.1f} s (models checked, images made)",
     )
     devcluster.measure("first task seen running after the submission", f"{time.monotonic() - submitted_s:.1f} s")
     return run

@@ -17,6 +17,8 @@ PROFILE = {
 }
 
 
+# An MLP with a training of its own, two convolutional networks, a transformer.
+DEMO_MODELS = ("mixer", "resnet", "efficientnet", "pit")
 IMAGE = CHECKOUT / "containers" / "simhpc-cpu.sif"
 STEPS = 240
 RUN = """it's a "run" of $HOME, é"""

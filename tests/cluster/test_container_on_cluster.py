@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -141,33 +142,48 @@ def test_what_is_not_listed_stays_outside(devcluster, trained):
     devcluster.simhpc("cancel", "--all", "--run", s.run)
 
 
-def test_requeue_from_inside(devcluster, trained, whole, digest):
-    """The time limit comes while the attack is frozen; and every process of the job is signalled, as some sites do."""
-    s = Scenario(devcluster, trained, "inside-limit")
-    scratch = s.folder / 'a "scratch", $X'
+def test_time_limit_in_mid_attack(devcluster, trained, whole, digest):
+    """Slurm gives no limits under a minute, and signals up to a minute early: here, at most 50 s after the start.
+
+    Attacks are frozen meanwhile, so that short ones reach their limit: one outside of a container, and at the same time
+    one inside, where every process of the job is signalled, as some sites do.
+    """
+    outside, inside = (Scenario(devcluster, trained, name) for name in ("limit", "inside-limit"))
+    scratch = inside.folder / 'a "scratch", $X'
     scratch.mkdir()
     os.chown(scratch, devcluster.user.pw_uid, devcluster.user.pw_gid)
-    container = {**INSIDE, "scratch": "$MY_SCRATCH"}
-    setup = [f"export MY_SCRATCH={shlex.quote(str(scratch))}"]
-    s.submit(timeout_min=2, signal_delay_s=70, container=container, setup=setup)
-    task = s.in_mid_attack()
-    (own,) = scratch.iterdir()
-    pid = devcluster.pid_of(task["job"])
-    assert f"TMPDIR={own}" in (Path("/proc") / str(pid) / "environ").read_text().split("\0")
-    assert (Path("/proc") / str(pid) / "root" / Path(*own.parts[1:])).is_dir()
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(max(0, 55 - devcluster.task(s.run, "attack", "cnn")["elapsed_s"]))
-    for number in devcluster.step_of(pid):
+    in_container = {
+        "container": {**INSIDE, "scratch": "$MY_SCRATCH"},
+        "setup": [f"export MY_SCRATCH={shlex.quote(str(scratch))}"],
+    }
+
+    def at_its_limit(s: Scenario) -> None:
+        s.submit(timeout_min=2, signal_delay_s=70, **(in_container if s is inside else {}))
+        pid = devcluster.pid_of(s.in_mid_attack()["job"])
+        if s is inside:
+            (own,) = scratch.iterdir()
+            assert f"TMPDIR={own}" in (Path("/proc") / str(pid) / "environ").read_text().split("\0")
+            assert (Path("/proc") / str(pid) / "root" / Path(*own.parts[1:])).is_dir()
+        os.kill(pid, signal.SIGSTOP)
+        # Slurm wakes it as it sends the signal; by then it has sent it.
+        time.sleep(max(0, 55 - devcluster.task(s.run, "attack", "cnn")["elapsed_s"]))
+        for number in devcluster.step_of(pid) if s is inside else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGWINCH)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGWINCH)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGCONT)
-    task = s.done()
-    assert task["restarts"] >= 1
-    assert set(s.states()) == {"REQUEUED", "COMPLETED"}
-    assert "asks to be requeued" in devcluster.simhpc("logs", "cnn", "--run", s.run).stdout
+            os.kill(pid, signal.SIGCONT)
+        # A busy machine may need a second round.
+        assert s.done()["restarts"] >= 1
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(at_its_limit, (outside, inside)))
+    for s in (outside, inside):
+        assert set(s.states()) == {"REQUEUED", "COMPLETED"}
+        s.agrees()
+        assert "asks to be requeued" in devcluster.simhpc("logs", "cnn", "--run", s.run).stdout
+    assert outside.bytes() == whole
     assert list(scratch.iterdir()) == []
-    found = s.header()
+    found = inside.header()
     assert found.content_sha256 == content_of(whole)
     assert found.provenance.container == digest
 
@@ -330,13 +346,13 @@ def test_the_image_tells_nothing_of_the_machine_that_built_it(devcluster):
     patterns = [word.rstrip("/") for word in wanted]
     patterns += ["simhpc-image.", str(CHECKOUT)]  # the folder that it was built in, and this one
 
-    def files_with(*patterns: str) -> list[str]:
+    def files_with(*patterns: str, places: tuple[str, ...]) -> list[str]:
         words = [word for pattern in patterns for word in ("-e", pattern)]
-        # Not all of /usr: some packages' documentation names Debian's own mirror.
-        places = ("/.singularity.d", "/etc", "/opt", "/home", "/var", "/usr/local", "/srv")
         command = ["apptainer", "exec", "--containall", IMAGE, "grep", "-rIlsF", *words, *places]
         return devcluster.as_user(command).stdout.splitlines()
 
-    assert "/.singularity.d/labels.json" in files_with("simhpc.git-commit")
-    assert files_with(*patterns) == []
+    assert "/.singularity.d/labels.json" in files_with("simhpc.git-commit", places=("/.singularity.d",))
+    # Not all of /usr: some packages' documentation names Debian's own mirror.
+    places = ("/.singularity.d", "/etc", "/opt", "/home", "/var", "/usr/local", "/srv")
+    assert files_with(*patterns, places=places) == []
     assert devcluster.as_user(["apptainer", "run", "--containall", IMAGE, "--version"]).stdout.startswith("simhpc ")

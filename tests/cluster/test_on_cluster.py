@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster.devcluster import CHECKOUT, SIMHPC
-from cluster.scenario import PROFILE, RUN, STEPS, Scenario, study_of
+from cluster.scenario import DEMO_MODELS, PROFILE, RUN, STEPS, Scenario, study_of
 from tiny import tiny
 
 from simhpc.rundir import RunDir, open_run
@@ -46,29 +46,6 @@ def test_requeue_in_mid_attack(devcluster, trained, whole):
     assert "attempt 2 of job" in second
     assert "done:" in second
     assert "done:" not in first
-
-
-def test_time_limit_in_mid_attack(devcluster, trained, whole):
-    """Slurm gives no limits under a minute, and signals up to a minute early: here, at most 50 s after the start.
-
-    The attack is frozen meanwhile, so that a short one reaches its limit.
-    """
-    s = Scenario(devcluster, trained, "limit")
-    s.submit(timeout_min=2, signal_delay_s=70)
-    task = s.in_mid_attack()
-    pid = devcluster.pid_of(task["job"])
-    os.kill(pid, signal.SIGSTOP)
-    # Slurm wakes it as it sends the signal; by now it has sent it.
-    time.sleep(max(0, 55 - devcluster.task(s.run, "attack", "cnn")["elapsed_s"]))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGCONT)
-    task = s.done()
-    # A busy machine may need a second round.
-    assert task["restarts"] >= 1
-    assert set(s.states()) == {"REQUEUED", "COMPLETED"}
-    s.agrees()
-    assert "asks to be requeued" in devcluster.simhpc("logs", "cnn", "--run", s.run).stdout
-    assert s.bytes() == whole
 
 
 def test_a_node_that_is_cut_off_in_mid_attack(devcluster, trained, whole):
@@ -410,19 +387,36 @@ def test_watching_costs_slurm_little(devcluster, trained):
     devcluster.simhpc("cancel", "--all", "--run", run)
 
 
-def test_the_demo_is_the_same_as_on_one_machine(devcluster, demo):
-    """After all that has happened to it: every adversarial image, and the matrix."""
+def same_as_on_one_machine(devcluster, run: Path) -> None:
+    """Wait for these models of the demo: every adversarial image, and every pair of the matrix, are those of a run here
+    of the whole."""
     for stage in ("train", "attack", "evaluate", "aggregate"):
-        devcluster.wait_for_state(demo, stage, "done", 1200)
+        devcluster.wait_for_state(run, stage, "done", 1200, repair=True)
     local = CHECKOUT / "runs" / "demo"
     if not (local / "similarity.h5").exists():
         local = devcluster.folder("local") / "run"
         devcluster.simhpc("run", CHECKOUT / "jobs" / "demo.toml", "--out", local)
-    here, there = RunDir(local), RunDir(demo)
+    here, there = RunDir(local), RunDir(run)
     assert load_images(here.images).sha256 == load_images(there.images).sha256
-    for model in open_run(demo).study.models:
-        ours, theirs = adversarial.load(here.adversarial(model.key)), adversarial.load(there.adversarial(model.key))
-        assert np.array_equal(ours.images, theirs.images), model.key
-        assert np.array_equal(ours.adv_pred, theirs.adv_pred), model.key
-    assert np.array_equal(similarity.load(here.similarity).sat, similarity.load(there.similarity).sat)
-    assert (here.similarity_csv).read_text() == (there.similarity_csv).read_text()
+    ours, theirs = similarity.load(here.similarity), similarity.load(there.similarity)
+    for key in theirs.models:
+        one, other = (adversarial.load(each.adversarial(key)) for each in (here, there))
+        assert np.array_equal(one.images, other.images), key
+        assert np.array_equal(one.adv_pred, other.adv_pred), key
+    places = np.ix_(*2 * [[ours.models.index(key) for key in theirs.models]])
+    for name in ("sat", "n_common", "n_fooled", "n_both"):
+        assert np.array_equal(getattr(ours, name)[places], getattr(theirs, name)), name
+
+
+def test_the_demo_is_the_same_as_on_one_machine(devcluster, demo):
+    """After all that has happened to it."""
+    assert [model.key for model in open_run(demo).study.models] == list(DEMO_MODELS)
+    same_as_on_one_machine(devcluster, demo)
+
+
+@pytest.mark.slow  # a quarter of an hour
+def test_the_whole_demo_is_the_same_as_on_one_machine(devcluster):
+    run = devcluster.folder("whole-demo") / "run"
+    profile = CHECKOUT / "slurm" / "devcluster-container.toml"
+    devcluster.simhpc("submit", "all", CHECKOUT / "jobs" / "demo.toml", "--profile", profile, "--out", run)
+    same_as_on_one_machine(devcluster, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -171,15 +172,18 @@ def test_students_are_those_of_a_run_on_one_machine(devcluster):
     def is_learning(_: object) -> bool:
         return all(running(key, 0) and any(RunDir(run).training_states(key).glob("*/step-*.pt")) for key in keys)
 
-    devcluster.wait(run, is_learning, "both students learn")
-    stopped, told = (devcluster.task(run, "distill", key)["job"] for key in keys)
-    with devcluster.frozen(stopped):
-        devcluster.slurm("scancel", f"--signal={SIGNAL.value}", told)
-        devcluster.slurm("scontrol", "requeue", stopped)
-        devcluster.wait(run, lambda _: running(keys[0], 1), "the first learns again")
-    devcluster.simhpc("run", study, "--out", local, "--stages", "train,distill")
-    for stage in ("train", "attack", "evaluate", "aggregate", "distill"):
-        devcluster.wait_for_state(run, stage, "done", 300)
+    with ThreadPoolExecutor() as pool:
+        # Beside all that follows, which is waiting for the most part.
+        alone = pool.submit(devcluster.simhpc, "run", study, "--out", local, "--stages", "train,distill")
+        devcluster.wait(run, is_learning, "both students learn")
+        stopped, told = (devcluster.task(run, "distill", key)["job"] for key in keys)
+        with devcluster.frozen(stopped):
+            devcluster.slurm("scancel", f"--signal={SIGNAL.value}", told)
+            devcluster.slurm("scontrol", "requeue", stopped)
+            devcluster.wait(run, lambda _: running(keys[0], 1), "the first learns again")
+        for stage in ("train", "attack", "evaluate", "aggregate", "distill"):
+            devcluster.wait_for_state(run, stage, "done", 300)
+        alone.result()
     for key in keys:
         assert devcluster.task(run, "distill", key)["restarts"] == 1, key
         read = read_progress(RunDir(run).progress("distill", key))
