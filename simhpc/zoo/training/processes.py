@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 # One that died is noticed after this at the latest; one that waits for a slow disk must not be taken for dead.
 _TIMEOUT = timedelta(minutes=15)
+# Groups that are to be let go of at the very end: see `joined`.
 _ended: list[object] = []
 atexit.register(_ended.clear)
 
